@@ -1,0 +1,1 @@
+"""Latency and accuracy harness (installed as ``meliad_edge.benchmarks``)."""

@@ -1,0 +1,201 @@
+#include "patch_entropy.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "patch_entropy_tile.hpp"
+
+namespace meliad::cpu {
+namespace {
+
+// Shape of the tile and its compiled code for one instruction set.
+struct TileKernel {
+  int cells;
+  int prototypes;
+  void (*run)(const TileInput&, TileSummary&);
+};
+
+#ifdef __x86_64__
+// 16 vector registers.
+using BaselineTile = Tile<4, 6>;
+using Avx2Tile = Tile<8, 6>;
+// 32 vector registers.
+using Avx512Tile = Tile<16, 12>;
+
+__attribute__((target("avx2,fma"))) void run_avx2(const TileInput& input, TileSummary& summary) {
+  Avx2Tile::run(input, summary);
+}
+
+__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma"))) void run_avx512(const TileInput& input,
+                                                                                  TileSummary& summary) {
+  Avx512Tile::run(input, summary);
+}
+#else
+// NEON: 32 vector registers.
+using BaselineTile = Tile<4, 12>;
+#endif
+
+void run_baseline(const TileInput& input, TileSummary& summary) { BaselineTile::run(input, summary); }
+
+template <int kLanes, int kPrototypes>
+TileKernel describe(Tile<kLanes, kPrototypes>, void (*run)(const TileInput&, TileSummary&)) {
+  return {2 * kLanes, kPrototypes, run};
+}
+
+TileKernel tile_kernel(InstructionSet instruction_set) {
+  switch (instruction_set) {
+#ifdef __x86_64__
+    case InstructionSet::kAvx512:
+      return describe(Avx512Tile(), run_avx512);
+    case InstructionSet::kAvx2:
+      return describe(Avx2Tile(), run_avx2);
+#endif
+    default:
+      return describe(BaselineTile(), run_baseline);
+  }
+}
+
+// Scratch memory of the calling thread, aligned for every instruction set; it grows to the largest model and stays.
+float* thread_scratch(int64_t floats) {
+  struct alignas(64) CacheLine {
+    float values[16];
+  };
+  thread_local std::vector<CacheLine> scratch;
+  const size_t lines = size_t(floats + 15) / 16;
+  if (scratch.size() < lines) scratch.resize(lines);
+  return scratch.data()->values;
+}
+
+PatchEntropyParameters checked(const PatchEntropyParameters& parameters, int64_t count) {
+  const auto refuse = [](const std::string& message) { throw std::invalid_argument("PatchEntropyScore: " + message); };
+  if (parameters.n_normal < 1 || parameters.n_normal >= count) {
+    refuse("n_normal is " + std::to_string(parameters.n_normal) + " of " + std::to_string(count) +
+           " prototypes; both classes need at least one");
+  }
+  if (parameters.top_cells < 1)
+    refuse("top_cells is " + std::to_string(parameters.top_cells) + "; it must be at least 1");
+  if (!(parameters.softness > 0 && std::isfinite(parameters.softness))) {
+    refuse("softness is " + std::to_string(parameters.softness) + "; it must be positive and finite");
+  }
+  if (!(parameters.kappa >= 0 && parameters.kappa < 1)) {
+    refuse("kappa is " + std::to_string(parameters.kappa) + "; it must lie in [0, 1)");
+  }
+  return parameters;
+}
+
+// Evidence of one cell from the summaries of its distances; anything that is not finite becomes NaN, so that a cell
+// that cannot be scored never looks normal. Double precision costs nothing here and keeps the differences exact.
+float evidence(const PatchEntropyParameters& parameters, const TileSummary& summary, int64_t cell) {
+  const auto soft_minimum = [&](const ClassSummary& side) {
+    return side.minimum[cell] - double(parameters.softness) * std::log(double(side.total[cell]));
+  };
+  const double activation_normal = -parameters.normal_scale * soft_minimum(summary.normal);
+  const double activation_anomaly =
+      -parameters.anomaly_scale * soft_minimum(summary.anomaly) + summary.along[cell] + parameters.bias;
+  const double x = activation_anomaly - activation_normal;
+  // Entropy of p = sigmoid(x) in bits, written in q = exp(-|x|) to keep its tails exact.
+  const double q = std::exp(-std::fabs(x));
+  const double entropy_bits = (std::log1p(q) + std::fabs(x) * q / (1 + q)) / std::log(2.0);
+  const float value = float((1 - parameters.kappa * entropy_bits) * x);
+  return std::isfinite(value) ? value : std::numeric_limits<float>::quiet_NaN();
+}
+
+}  // namespace
+
+InstructionSet best_instruction_set() {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")) {
+    return InstructionSet::kAvx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::kAvx2;
+#endif
+  return InstructionSet::kBaseline;
+}
+
+PatchEntropyScorer::PatchEntropyScorer(const PatchEntropyParameters& parameters, const float* prototypes, int64_t count,
+                                       int64_t depth, InstructionSet instruction_set)
+    : parameters_(checked(parameters, count)),
+      depth_(depth),
+      instruction_set_(std::min(instruction_set, best_instruction_set())),
+      normal_(pack(prototypes, parameters.n_normal)),
+      anomaly_(pack(prototypes + parameters.n_normal * depth, count - parameters.n_normal)) {}
+
+PatchEntropyScorer::PackedPrototypes PatchEntropyScorer::pack(const float* prototypes, int64_t count) const {
+  const int64_t width = tile_kernel(instruction_set_).prototypes;
+  const int64_t padded = (count + width - 1) / width * width;
+  PackedPrototypes packed;
+  packed.panels.assign(size_t(padded * depth_), 0.0f);
+  packed.squared_norms.assign(size_t(padded), std::numeric_limits<float>::infinity());
+  for (int64_t k = 0; k < count; ++k) {
+    float* panel = packed.panels.data() + k / width * width * depth_;
+    double squared_norm = 0;
+    for (int64_t i = 0; i < depth_; ++i) {
+      const float value = prototypes[k * depth_ + i];
+      panel[i * width + k % width] = value;
+      squared_norm += double(value) * value;
+    }
+    packed.squared_norms[size_t(k)] = float(squared_norm);
+  }
+  return packed;
+}
+
+int64_t PatchEntropyScorer::tiles_per_image(const PatchEntropyBatch& batch) const {
+  const int64_t cells = tile_kernel(instruction_set_).cells;
+  return (batch.cells + cells - 1) / cells;
+}
+
+void PatchEntropyScorer::score_tile(const PatchEntropyBatch& batch, int64_t tile) const {
+  const TileKernel kernel = tile_kernel(instruction_set_);
+  const int64_t image = tile / tiles_per_image(batch);
+  const int64_t first = tile % tiles_per_image(batch) * kernel.cells;
+  const auto packed_class = [&](const PackedPrototypes& side) {
+    return PackedClass{side.panels.data(), side.squared_norms.data(),
+                       int64_t(side.squared_norms.size()) / kernel.prototypes};
+  };
+  const PackedClass normal = packed_class(normal_), anomaly = packed_class(anomaly_);
+  TileInput input;
+  input.z = batch.z + image * depth_ * batch.cells + first;
+  input.row_stride = batch.cells;
+  input.depth = depth_;
+  input.valid = std::min<int64_t>(kernel.cells, batch.cells - first);
+  input.direction = batch.direction;
+  input.normal = &normal;
+  input.anomaly = &anomaly;
+  input.log2e_over_softness = float(1 / (std::log(2.0) * parameters_.softness));
+  input.scratch = thread_scratch(depth_ * kernel.cells);
+
+  alignas(64) TileSummary summary;
+  kernel.run(input, summary);
+
+  float* map = batch.map + image * batch.cells + first;
+  int64_t* nearest = batch.nearest + 2 * image * batch.cells + first;
+  for (int64_t cell = 0; cell < input.valid; ++cell) {
+    map[cell] = evidence(parameters_, summary, cell);
+    nearest[cell] = summary.normal.nearest[cell];
+    nearest[batch.cells + cell] = parameters_.n_normal + summary.anomaly.nearest[cell];
+  }
+}
+
+void PatchEntropyScorer::score_images(const PatchEntropyBatch& batch) const {
+  float* cells = thread_scratch(batch.cells);
+  for (int64_t image = 0; image < batch.images; ++image) {
+    const float* map = batch.map + image * batch.cells;
+    if (std::any_of(map, map + batch.cells, [](float value) { return std::isnan(value); })) {
+      batch.score[image] = std::numeric_limits<float>::quiet_NaN();  // NaN has no rank
+      continue;
+    }
+    std::copy(map, map + batch.cells, cells);
+    std::nth_element(cells, cells + parameters_.top_cells - 1, cells + batch.cells, std::greater<>());
+    double total = 0;
+    for (int64_t i = 0; i < parameters_.top_cells; ++i) total += cells[i];
+    batch.score[image] = float(total / double(parameters_.top_cells) + parameters_.offset);
+  }
+}
+
+}  // namespace meliad::cpu

@@ -1,0 +1,49 @@
+// PatchEntropyScore on the CPU: single precision, SIMD, no allocation per run once every thread has run once.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../patch_entropy.hpp"
+
+namespace meliad::cpu {
+
+enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+
+// The best instruction set that this processor and this build have; kBaseline is SSE2 on x86-64 and NEON on aarch64.
+InstructionSet best_instruction_set();
+
+// Scores batches against one set of prototypes, which it keeps in the order in which the inner loop reads them.
+//
+// A run is score_tile for every tile of the batch, on any threads in any order, then score_images. Results do not
+// depend on the number of threads, on the order, or on what else is in the batch.
+class PatchEntropyScorer {
+ public:
+  // prototypes is [count, depth] and is copied. Throws std::invalid_argument when the parameters do not fit it.
+  PatchEntropyScorer(const PatchEntropyParameters& parameters, const float* prototypes, int64_t count, int64_t depth,
+                     InstructionSet instruction_set = best_instruction_set());
+
+  int64_t depth() const { return depth_; }
+  int64_t tile_count(const PatchEntropyBatch& batch) const { return batch.images * tiles_per_image(batch); }
+
+  // Writes map and nearest of one tile of cells. Throws std::bad_alloc.
+  void score_tile(const PatchEntropyBatch& batch, int64_t tile) const;
+
+  // Writes score from the finished map. Needs top_cells <= batch.cells. Throws std::bad_alloc.
+  void score_images(const PatchEntropyBatch& batch) const;
+
+ private:
+  struct PackedPrototypes {
+    std::vector<float> panels, squared_norms;
+  };
+
+  PackedPrototypes pack(const float* prototypes, int64_t count) const;
+  int64_t tiles_per_image(const PatchEntropyBatch& batch) const;
+
+  PatchEntropyParameters parameters_;
+  int64_t depth_;
+  InstructionSet instruction_set_;
+  PackedPrototypes normal_, anomaly_;
+};
+
+}  // namespace meliad::cpu

@@ -1,0 +1,33 @@
+// The one symbol of libmeliad_ort.so: ONNX Runtime calls it when the library is registered with a session.
+#include "patch_entropy_op.hpp"
+
+namespace {
+
+// The kernel takes its threads from KernelContext_ParallelFor, which is as old as this.
+constexpr uint32_t kOldestApiVersion = 17;
+
+// Sessions keep pointers into this for as long as they live.
+struct Library {
+  explicit Library(uint32_t api_version) : patch_entropy(api_version), domain("meliad") { domain.Add(&patch_entropy); }
+
+  meliad::onnxruntime::PatchEntropyOp patch_entropy;
+  Ort::CustomOpDomain domain;
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL
+RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* host) noexcept {
+  // A host older than our headers refuses the newest version, so the ones before are tried.
+  for (uint32_t version = ORT_API_VERSION; version >= kOldestApiVersion; --version) {
+    const OrtApi* api = host->GetApi(version);
+    if (api == nullptr) continue;
+    Ort::InitApi(api);
+    return meliad::onnxruntime::as_status([&] {
+      static Library library(version);
+      Ort::UnownedSessionOptions(options).Add(library.domain);
+    });
+  }
+  // No version in common, so not even an error can be made with its API: the oldest one always can.
+  return host->GetApi(1)->CreateStatus(ORT_FAIL, "libmeliad_ort: this ONNX Runtime is older than 1.17; update it");
+}

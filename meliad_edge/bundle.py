@@ -1,0 +1,286 @@
+"""The ``.meliad`` file: everything a device needs to decide and to explain, in one deterministic archive.
+
+A stored ZIP with these parts, each listed with size and SHA-256 in ``manifest.json``:
+
+    manifest.json       what the model is, where it came from, its parts
+    model.onnx          uint8 frames in, raw scores, maps and nearest prototypes out
+    calibration.json    threshold and the calibration scores behind it
+    golden.json         file names, labels and expected scores of the golden frames
+    golden/NNN.png      golden frames at model size
+    golden/maps.npy     expected maps, float32 [n, h, w]
+    exemplars.json      class, source image and place of the training patch behind each prototype
+    exemplars.png       those patches, one contact sheet
+
+Opening trusts nothing: names, counts and sizes are limited before a byte is unpacked, and nothing is
+written to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from meliad_edge.calibrate import Calibration
+from meliad_edge.errors import BundleError
+from meliad_edge.exemplars import Exemplar, from_fields, to_contact_sheet, to_fields
+
+FORMAT = "meliad-bundle"
+SCHEMA_VERSION = 1
+
+_MAX_PARTS = 256
+_MAX_PART_BYTES = 512 * 1024 * 1024
+_MAX_TOTAL_BYTES = 1024 * 1024 * 1024
+_MAX_IMAGE_PIXELS = 64 * 1024 * 1024
+_PART_NAME = re.compile(
+    r"manifest\.json|model\.onnx|calibration\.json|golden\.json|golden/\d{3}\.png|golden/maps\.npy|exemplars\.(json|png)"
+)
+
+
+class Part(BaseModel):
+    """Size and digest of one part of the archive."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0, le=_MAX_PART_BYTES)
+
+
+class Manifest(BaseModel):
+    """What a bundle says about itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    format: Literal["meliad-bundle"] = "meliad-bundle"
+    schema_version: int = SCHEMA_VERSION
+    name: str = Field(max_length=200)
+    detector: str = Field(max_length=64)
+    backbone: str = Field(max_length=64)
+    precision: Literal["fp32"] = "fp32"
+    input_hw: tuple[int, int]
+    grid_hw: tuple[int, int]
+    top_cells: int = Field(ge=1)
+    created_by: str = Field(max_length=64)
+    dataset: str = Field(max_length=200)
+    licence: str = Field(max_length=200)
+    train_normals: int = Field(ge=0)
+    shots: int = Field(ge=0)
+    parts: dict[str, Part] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenFrame:
+    """A frame that travels with the model and the result it must give everywhere.
+
+    Attributes:
+        name: File name it came from.
+        defect: ``"good"`` or its defect class.
+        frame: uint8 [H, W, 3], RGB, at model size.
+        score: Expected raw score.
+        map: Expected map, float32 [h, w].
+    """
+
+    name: str
+    defect: str
+    frame: NDArray[np.uint8]
+    score: float
+    map: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened and verified ``.meliad`` file, in memory."""
+
+    manifest: Manifest
+    model: bytes
+    calibration: Calibration
+    golden: tuple[GoldenFrame, ...]
+    exemplars: tuple[Exemplar, ...]
+
+    @property
+    def model_sha256(self) -> str:
+        """Digest of the ONNX graph; identifies the model in logs, events and caches."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def exemplar(self, prototype: int) -> Exemplar | None:
+        """The exemplar of a prototype index, or None for -1 and for models without exemplars."""
+        return self.exemplars[prototype] if 0 <= prototype < len(self.exemplars) else None
+
+
+def write_bundle(
+    path: Path,
+    manifest: Manifest,
+    model: bytes,
+    calibration: Calibration,
+    golden: Sequence[GoldenFrame],
+    exemplars: Sequence[Exemplar],
+) -> Manifest:
+    """Write a bundle; the same inputs give the same bytes.
+
+    The file appears under its name only when it is complete.
+
+    Returns:
+        The manifest as written, with its list of parts.
+    """
+    contents: dict[str, bytes] = {
+        "model.onnx": model,
+        "calibration.json": _to_json(asdict(calibration)),
+        "golden.json": _to_json([{"name": g.name, "defect": g.defect, "score": g.score} for g in golden]),
+        "exemplars.json": _to_json(to_fields(exemplars)),
+    }
+    for index, frame in enumerate(golden):
+        contents[f"golden/{index:03d}.png"] = _encode_png(frame.frame)
+    if golden:
+        contents["golden/maps.npy"] = _encode_npy(np.stack([g.map for g in golden]).astype("<f4"))
+    if exemplars:
+        contents["exemplars.png"] = _encode_png(to_contact_sheet(exemplars))
+    manifest = manifest.model_copy(
+        update={
+            "parts": {
+                name: Part(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+                for name, data in sorted(contents.items())
+            }
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with zipfile.ZipFile(partial, "w", compression=zipfile.ZIP_STORED) as archive:
+        archive.writestr(_entry("manifest.json"), _to_json(manifest.model_dump(mode="json")))
+        for name, data in sorted(contents.items()):
+            archive.writestr(_entry(name), data)
+    partial.replace(path)
+    return manifest
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read and verify a bundle without writing anything.
+
+    Raises:
+        BundleError: The file is missing, not a bundle, of an unknown version, damaged, or unsafe.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            contents = _read_parts(archive, path)
+    except FileNotFoundError as error:
+        msg = f"{path}: no such bundle; make one with: meliad-edge export RUN --out {path.name}"
+        raise BundleError(msg) from error
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        msg = f"{path}: not a readable .meliad bundle ({error}); copy it again or export it again"
+        raise BundleError(msg) from error
+    manifest = _verify(contents, path)
+    try:
+        return _assemble(manifest, contents)
+    except (KeyError, TypeError, ValueError, IndexError, cv2.error) as error:
+        msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {error}); export it again"
+        raise BundleError(msg) from error
+
+
+def _read_parts(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
+    entries = archive.infolist()
+    if len(entries) > _MAX_PARTS:
+        msg = f"{path}: {len(entries)} parts, at most {_MAX_PARTS} are allowed; this is not a bundle of ours"
+        raise BundleError(msg)
+    if sum(entry.file_size for entry in entries) > _MAX_TOTAL_BYTES:
+        msg = f"{path}: unpacks to more than {_MAX_TOTAL_BYTES >> 20} MiB; refused"
+        raise BundleError(msg)
+    contents: dict[str, bytes] = {}
+    for entry in entries:
+        if not _PART_NAME.fullmatch(entry.filename) or entry.filename in contents:
+            msg = f"{path}: unexpected part {entry.filename[:80]!r}; this is not a bundle of ours"
+            raise BundleError(msg)
+        with archive.open(entry) as part:
+            data = part.read(entry.file_size + 1)
+        if len(data) != entry.file_size:
+            msg = f"{path}: part {entry.filename} has {len(data)} bytes, {entry.file_size} announced; copy it again"
+            raise BundleError(msg)
+        contents[entry.filename] = data
+    return contents
+
+
+def _verify(contents: Mapping[str, bytes], path: Path) -> Manifest:
+    if "manifest.json" not in contents:
+        msg = f"{path}: no manifest.json inside; this is not a .meliad bundle"
+        raise BundleError(msg)
+    try:
+        fields = json.loads(contents["manifest.json"])
+        version = fields.get("schema_version") if isinstance(fields, dict) else None
+        if version != SCHEMA_VERSION:
+            msg = f"{path}: bundle schema version {version}, this meliad-edge reads {SCHEMA_VERSION}; update one of them"
+            raise BundleError(msg)
+        manifest = Manifest.model_validate(fields)
+    except (ValidationError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        first_line = str(error).splitlines()[0]
+        msg = f"{path}: manifest.json is not valid ({first_line}); export the bundle again"
+        raise BundleError(msg) from error
+    if set(manifest.parts) != set(contents) - {"manifest.json"}:
+        odd = sorted(set(manifest.parts) ^ (set(contents) - {"manifest.json"}))[0]
+        msg = f"{path}: part {odd!r} is missing or not in the manifest; copy the bundle again"
+        raise BundleError(msg)
+    for name, part in manifest.parts.items():
+        if hashlib.sha256(contents[name]).hexdigest() != part.sha256:
+            msg = f"{path}: part {name} does not match its SHA-256; the file is damaged or was changed, copy it again"
+            raise BundleError(msg)
+    return manifest
+
+
+def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    calibration_fields = json.loads(contents["calibration.json"])
+    calibration = Calibration(**{**calibration_fields, "scores": tuple(calibration_fields["scores"])})
+    golden_fields = json.loads(contents["golden.json"])
+    maps = np.load(io.BytesIO(contents["golden/maps.npy"]), allow_pickle=False) if golden_fields else np.empty(0)
+    golden = tuple(
+        GoldenFrame(
+            name=str(fields["name"]),
+            defect=str(fields["defect"]),
+            frame=_decode_png(contents[f"golden/{index:03d}.png"]),
+            score=float(fields["score"]),
+            map=np.asarray(maps[index], dtype=np.float32),
+        )
+        for index, fields in enumerate(golden_fields)
+    )
+    exemplar_fields = json.loads(contents["exemplars.json"])
+    exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"])) if exemplar_fields else ()
+    return Bundle(manifest, contents["model.onnx"], calibration, golden, exemplars)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """A ZIP entry without the clock, so that equal contents give equal files."""
+    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+
+
+def _to_json(value: object) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()
+
+
+def _encode_npy(array: NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _encode_png(image: NDArray[np.uint8]) -> bytes:
+    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return data.tobytes()
+
+
+def _decode_png(data: bytes) -> NDArray[np.uint8]:
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    if not data.startswith(b"\x89PNG") or width * height > _MAX_IMAGE_PIXELS:
+        msg = f"picture of {width} x {height} pixels is not allowed"
+        raise ValueError(msg)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        msg = "picture cannot be decoded"
+        raise ValueError(msg)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)

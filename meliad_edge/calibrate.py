@@ -1,0 +1,144 @@
+"""From raw scores of held-out normal images to a threshold with a stated false-alarm rate.
+
+The threshold lives outside the exported graph, so it can be moved without exporting again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meliad_edge.errors import UsageError
+
+DEFAULT_FALSE_ALARM_RATE = 0.01
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A threshold and what is known about its false alarms.
+
+    Attributes:
+        threshold: Raw score at or above which an image is an anomaly.
+        target_false_alarm_rate: The rate that was asked for, in (0, 1).
+        guaranteed_false_alarm_rate: Conformal bound on the expected rate with this many images:
+            the chance that one more exchangeable normal image alarms. Equal to or below the target
+            unless there are too few images; then it is 1 / (n + 1).
+        upper_bound: One-sided 95 % Clopper-Pearson bound on the rate behind this one calibration set.
+        scores: Sorted raw scores of the calibration images; they allow another threshold later.
+        score_offset: Constant b0 of the model: score = mean of the top cells + ``score_offset``.
+    """
+
+    threshold: float
+    target_false_alarm_rate: float
+    guaranteed_false_alarm_rate: float
+    upper_bound: float
+    scores: tuple[float, ...]
+    score_offset: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """Number of normal images the threshold rests on."""
+        return len(self.scores)
+
+    @property
+    def cell_threshold(self) -> float:
+        """Evidence at or above which one cell of the map is marked as part of a region.
+
+        On the scale of the map it is the image threshold: an image above the threshold therefore
+        always has at least one marked cell.
+        """
+        return self.threshold - self.score_offset
+
+    @property
+    def colour_range(self) -> tuple[float, float]:
+        """Map values drawn as the first and the last colour, the same for every image of a model.
+
+        The range starts at the typical calibration score and has the threshold one third of the way up.
+        """
+        low = float(np.median(self.scores)) - self.score_offset
+        step = max(self.cell_threshold - low, 1e-6)
+        return low, low + 3.0 * step
+
+
+def calibrate(
+    scores: Sequence[float] | NDArray[np.floating],
+    *,
+    target_false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+    score_offset: float = 0.0,
+) -> Calibration:
+    """Choose the threshold that split conformal prediction gives for a false-alarm rate.
+
+    With n exchangeable normal scores sorted upwards, the k-th with k = ceil((n + 1)(1 - rate)) is exceeded
+    by a new normal image with probability at most ``rate`` (Vovk et al., 2005). With fewer than 1/rate - 1
+    images no finite threshold has that guarantee; the largest score is used and the weaker guarantee
+    1 / (n + 1) is reported.
+
+    Args:
+        scores: Raw scores of normal images that the detector was not fitted on, [n].
+        target_false_alarm_rate: Accepted rate of alarms on normal images, in (0, 1).
+        score_offset: Constant b0 of the model, see :class:`Calibration`.
+
+    Raises:
+        UsageError: No scores, a score that is not finite, or a rate outside (0, 1).
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    count = len(ordered)
+    if count == 0:
+        msg = "calibration needs normal images that were not trained on; got none. Add images to train/good"
+        raise UsageError(msg)
+    if not np.isfinite(ordered).all():
+        bad = int(np.count_nonzero(~np.isfinite(ordered)))
+        msg = f"calibration: {bad} of {count} scores are not finite; fit the model again"
+        raise UsageError(msg)
+    if not 0.0 < target_false_alarm_rate < 1.0:
+        msg = f"false-alarm rate must lie between 0 and 1, got {target_false_alarm_rate:g}; try 0.01"
+        raise UsageError(msg)
+    rank = min(math.ceil((count + 1) * (1.0 - target_false_alarm_rate)), count)
+    # An image alarms at or above the threshold, so the threshold is the next float above that score.
+    threshold = float(np.nextafter(np.float32(ordered[rank - 1]), np.float32(np.inf)))
+    return Calibration(
+        threshold=threshold,
+        target_false_alarm_rate=target_false_alarm_rate,
+        guaranteed_false_alarm_rate=(count + 1 - rank) / (count + 1),
+        upper_bound=_clopper_pearson_upper(int(np.count_nonzero(ordered >= threshold)), count),
+        scores=tuple(float(s) for s in ordered),
+        score_offset=score_offset,
+    )
+
+
+def false_alarm_rate(calibration: Calibration, threshold: float) -> tuple[float, float]:
+    """Rate of false alarms another threshold would have had on the calibration images.
+
+    Returns:
+        The observed rate and its one-sided 95 % upper bound, both in [0, 1].
+    """
+    alarms = sum(score >= threshold for score in calibration.scores)
+    return alarms / calibration.count, _clopper_pearson_upper(alarms, calibration.count)
+
+
+def _clopper_pearson_upper(alarms: int, count: int) -> float:
+    """One-sided upper bound of a binomial rate: the p with P(X <= alarms | p) = 1 - CONFIDENCE."""
+    if alarms >= count:
+        return 1.0
+    low, high = alarms / count, 1.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        if _binomial_cdf(alarms, count, middle) > 1.0 - CONFIDENCE:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _binomial_cdf(k: int, n: int, p: float) -> float:
+    log_terms = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
+        for i in range(k + 1)
+        if 0.0 < p < 1.0
+    ]
+    return sum(math.exp(term) for term in log_terms)

@@ -1,0 +1,58 @@
+"""The command line: one thin module per verb, and one place where errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from meliad_edge import __version__
+from meliad_edge.cli import bench, calibrate, check, demo, doctor, evaluate, export, fit, predict, watch
+from meliad_edge.errors import MeliadError
+
+app = typer.Typer(
+    name="meliad-edge",
+    help="From ten labelled defects to a watched camera: interpretable few-shot anomaly detection.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+# In the order of the line they serve.
+for _verb in (demo, fit, evaluate, calibrate, export, check, predict, watch, bench, doctor):
+    app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"meliad-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; works after a verb too.")] = False,
+) -> None:
+    """Options of every verb."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; an error of ours becomes one line on standard error and its exit code."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in args
+    try:
+        app([arg for arg in args if arg != "--debug"])
+    except MeliadError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"meliad-edge: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("meliad-edge: interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,60 @@
+"""``meliad-edge bench``: latency of a bundle on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from meliad_edge.cli.options import BundleFile, Json
+from meliad_edge.cli.output import print_json, print_table, say
+
+
+def command(
+    model: BundleFile,
+    json: Json = False,
+    frames: Annotated[int, typer.Option(min=10, help="Frames to measure after the warm-up.")] = 200,
+    frame_size: Annotated[str, typer.Option(metavar="WxH", help="Size of the frames that are decoded.")] = "640x480",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
+) -> None:
+    """Measure a bundle's latency: capture, decode, preprocess, infer, score, post."""
+    from meliad_edge.benchmarks.environment import describe_environment
+    from meliad_edge.benchmarks.latency import UNSTABLE_COV, measure_latency
+    from meliad_edge.bundle import open_bundle
+
+    bundle = open_bundle(model)
+    report = measure_latency(bundle, frame_hw=_parse_size(frame_size), frames=frames, threads=threads)
+    if json:
+        print_json(
+            {
+                "model": str(model),
+                "model_sha256": bundle.model_sha256,
+                **report.to_dict(),
+                "environment": describe_environment(),
+            }
+        )
+    else:
+        print_table(
+            ("stage", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "mean ms", "CoV", "per second"),
+            [
+                (
+                    stage,
+                    *(f"{1e3 * s:.2f}" for s in (v.p50_s, v.p90_s, v.p95_s, v.p99_s, v.mean_s)),
+                    f"{v.cov:.1%}",
+                    f"{v.throughput_per_s:.1f}",
+                )
+                for stage, v in report.stages.items()
+            ],
+            caption=f"{report.engine}, {frames} frames of {frame_size}, percentiles as trtexec defines them",
+        )
+        say("start", f"session ready in {report.cold_start_s:.2f} s, first frame {1e3 * report.first_frame_s:.1f} ms")
+    if not report.is_stable:
+        say("warning", f"spread of infer {report.stages['infer'].cov:.1%} is above {UNSTABLE_COV:.1%}: do not quote these")
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    width, separator, height = text.partition("x")
+    if not separator or not width.isdigit() or not height.isdigit() or min(int(width), int(height)) < 16:
+        msg = f"--frame-size takes WIDTHxHEIGHT in pixels, at least 16x16, got {text!r}; for example 640x480"
+        raise typer.BadParameter(msg)
+    return int(height), int(width)

@@ -1,0 +1,56 @@
+"""``meliad-edge check``: does the exported model decide as the trained one?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meliad_edge.cli.options import BundleFile, Json
+from meliad_edge.cli.output import print_json, print_table, require_extra
+
+
+def command(
+    model: BundleFile,
+    against: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder the bundle was exported from.")] = None,
+    json: Json = False,
+) -> None:
+    """Prove that a bundle decides as the run it came from.
+
+    Without --against only the golden frames inside the bundle are replayed.
+    """
+    from meliad_edge.bundle import open_bundle
+    from meliad_edge.parity import check_golden, require_parity
+    from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
+
+    bundle = open_bundle(model)
+    results = [check_golden(bundle, OnnxRuntimeEngine(bundle.model))]
+    if against is not None:
+        require_extra("torch", "train")
+        require_extra("onnx", "export")
+        from meliad_edge.export.to_bundle import check_parity, replay_frames
+        from meliad_edge.run import load_run
+
+        run = load_run(against)
+        results += check_parity(run, bundle.model, replay_frames(run))
+    if json:
+        print_json({"passed": all(r.passed for r in results), "engines": [r.to_dict() for r in results]})
+    else:
+        print_table(
+            ("engine", "frames", "score error", "map error", "rank swaps", "label flips", "verdict"),
+            [
+                (
+                    r.engine,
+                    str(r.frames),
+                    f"{r.score_error:.3%}",
+                    f"{r.map_error:.3%}",
+                    str(r.rank_swaps),
+                    str(len(r.label_flips)),
+                    "same decisions" if r.passed else "DIFFERENT",
+                )
+                for r in results
+            ],
+            caption="errors in per cent of the distance from the typical normal score to the threshold",
+        )
+    require_parity(results)

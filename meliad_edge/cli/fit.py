@@ -1,0 +1,60 @@
+"""``meliad-edge fit``: images and a few labelled defects to a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meliad_edge.cli.output import describe_calibration, print_json, require_extra, say
+from meliad_edge.config import load_fit_config
+
+
+def command(
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="MVTec-style folder, two-folder set, CSV file, or 'elpv'.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/fit"),
+    config: Annotated[Path | None, typer.Option(help="Project file (TOML) with these options as keys.")] = None,
+    detector: Annotated[str | None, typer.Option(help="Detector.  [default: meliad]")] = None,
+    shots: Annotated[int | None, typer.Option(help="Labelled defects to learn from.  [default: 10]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of split and training.  [default: 0]")] = None,
+    shot_class: Annotated[str | None, typer.Option(help="Draw all shots from this class; it leaves the test set.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="timm name.  [default: tf_efficientnet_lite0]")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Local weights file of the backbone.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Model input in pixels, square.  [default: 256]")] = None,
+    false_alarm_rate: Annotated[float | None, typer.Option(help="Accepted rate on normal images.  [default: 0.01]")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Train a detector from normal images and a few labelled defects."""
+    settings = load_fit_config(
+        config,
+        {
+            "data": data,
+            "detector": detector,
+            "shots": shots,
+            "seed": seed,
+            "shot_class": shot_class,
+            "backbone": backbone,
+            "weights": weights,
+            "image_size": image_size,
+            "false_alarm_rate": false_alarm_rate,
+        },
+    )
+    require_extra("torch", "train")
+    from meliad_edge.train import fit
+
+    run = fit(settings, out, say)
+    say("threshold", describe_calibration(run.calibration))
+    say("saved", f"{out}      next: meliad-edge evaluate {out} --report {out}/report.html")
+    if json:
+        print_json(
+            {
+                "run": str(out),
+                "threshold": run.calibration.threshold,
+                "calibration_images": run.calibration.count,
+                "false_alarm_rate_bound": run.calibration.upper_bound,
+                "facts": run.facts,
+            }
+        )

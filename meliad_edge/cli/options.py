@@ -1,0 +1,14 @@
+"""Arguments that several verbs share, defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder written by fit.", show_default=False)]
+BundleFile = Annotated[
+    Path, typer.Argument(metavar="MODEL.meliad", help="Bundle written by export.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

@@ -1,0 +1,1 @@
+"""Reading data sets, decoding images, drawing few-shot splits, preparing model input."""

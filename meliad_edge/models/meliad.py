@@ -1,0 +1,189 @@
+"""MeLIAD: metric learning and entropy-based scoring. [ours, after arXiv 2409.13602]
+
+What the paper's abstract states is kept: a learned metric over patch embeddings, class-specific embeddings,
+an entropy-based score that is interpretable by design, learned from a few anomalies without augmentation.
+The prototypes of both classes are our extension; docs/method.md says which part comes from where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from meliad_edge.models.backbone import Backbone
+from meliad_edge.models.features import extract_patch_features, pooled_levels, upsample_to
+from meliad_edge.models.network import FittedDetector, PatchSite, ScoringNetwork, TrainingImages, register
+from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, nearest_patch
+from meliad_edge.models.scoring import ScoringParameters
+from meliad_edge.models.whitening import Whitening, fit_whitening
+
+NORMAL_PROTOTYPES = 512
+ANOMALY_PROTOTYPES = 128
+# Share of a shot's patches, the most deviating ones, that stand for its defect.
+DEVIATING_SHARE = 0.15
+# Length of an embedding after normalisation: its whitened length to the power 1 - LENGTH_DAMPING.
+LENGTH_DAMPING = 0.75
+# Weights of the three parts of the evidence, in units of the spread of normal distances (docs/method.md).
+ANOMALY_WEIGHT = 0.3
+DIRECTION_WEIGHT = 0.245
+TOP_SHARE = 0.05
+SOFTNESS = 0.01
+KAPPA = 0.5
+# Normal training images that the spread and the scale of the evidence are estimated on.
+_SCALE_IMAGES = 200
+_PROTOTYPE_IMAGES = 500
+_SHORTEST = 0.05
+
+
+class MeliadNetwork(ScoringNetwork):
+    """Backbone, learned metric, prototypes and direction.
+
+    The metric is two 1x1 convolutions, one per feature level. They are applied before the coarse level is
+    upsampled, which is exact because interpolation and averaging are linear, and four times cheaper.
+    """
+
+    def __init__(
+        self, backbone: Backbone, input_hw: tuple[int, int], depth: int, prototypes: int, scoring: ScoringParameters
+    ) -> None:
+        super().__init__(backbone, input_hw)
+        fine, coarse = backbone.channels
+        self.metric_fine = nn.Conv2d(fine, depth, 1)
+        self.metric_coarse = nn.Conv2d(coarse, depth, 1, bias=False)
+        self.register_buffer("typical_length", torch.ones(()))
+        self.prototypes = nn.Parameter(torch.zeros(prototypes, depth))
+        self.direction = nn.Parameter(torch.zeros(depth))
+        self.scoring = scoring
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """uint8 frames [N, H, W, 3] to patch embeddings [N, D, H/16, W/16]."""
+        fine, coarse = pooled_levels(self.backbone(frames))
+        whitened = self.metric_fine(fine)
+        whitened = whitened + upsample_to(self.metric_coarse(coarse), whitened)
+        typical_length: Tensor = self.typical_length  # type: ignore[assignment]
+        return damp_length(whitened, typical_length, dim=1)
+
+
+def damp_length(whitened: Tensor, typical_length: Tensor, dim: int) -> Tensor:
+    """Pull the lengths of embeddings together, so that direction counts more than contrast. [ours]
+
+    z -> z (|z| / typical length)^-0.75, between whitened (exponent 0) and cosine (exponent -1) embeddings.
+    """
+    length = whitened.square().sum(dim, keepdim=True).sqrt() / typical_length
+    return whitened * length.clamp_min(_SHORTEST).pow(-LENGTH_DAMPING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Embedded patches of one set of images, float32 [n, h, w, D]."""
+
+    embeddings: NDArray[np.float32]
+
+    @property
+    def flat(self) -> NDArray[np.float32]:
+        """[n * h * w, D]."""
+        return self.embeddings.reshape(-1, self.embeddings.shape[-1])
+
+    def site(self, kind: Literal["normal", "shots"], index: int) -> PatchSite:
+        """Where the patch of that flat index is."""
+        image, row, column = np.unravel_index(index, self.embeddings.shape[:3])
+        return PatchSite(kind, int(image), (int(row), int(column)))
+
+
+@register("meliad")
+class Meliad:
+    """Fits the metric, the prototypes of both classes and the direction between them, in closed form."""
+
+    def fit(self, images: TrainingImages, backbone: Backbone, *, seed: int) -> FittedDetector:
+        """Fit on normal images and any number of labelled anomalies, none included."""
+        normal_features = extract_patch_features(backbone, images.normal, "features of normals")
+        whitening = fit_whitening(normal_features.reshape(-1, normal_features.shape[-1]))
+        sample = np.random.default_rng(seed).permutation(len(normal_features))
+        typical_length = float(np.linalg.norm(whitening(normal_features[sample[:_SCALE_IMAGES]]), axis=-1).mean())
+        normal = _embed(normal_features, whitening, typical_length)
+        normal_prototypes = choose_prototypes(_Cells(normal.embeddings[sample[:_PROTOTYPE_IMAGES]]).flat, NORMAL_PROTOTYPES, seed)
+        reference = normal.embeddings[sample[:_SCALE_IMAGES]]
+        distances = nearest_distance(reference, normal_prototypes)
+        sites = [normal.site("normal", int(index)) for index in nearest_patch(normal_prototypes, normal.flat)]
+
+        if len(images.shots):
+            shots = _embed(extract_patch_features(backbone, images.shots, "features of defects"), whitening, typical_length)
+            anomaly_prototypes = choose_prototypes(_most_deviating(shots, normal_prototypes), ANOMALY_PROTOTYPES, seed)
+            sites += [shots.site("shots", int(index)) for index in nearest_patch(anomaly_prototypes, shots.flat)]
+            direction = shots.flat.mean(axis=0) - reference.mean(axis=(0, 1, 2))
+            # The direction of one shot is mostly that part, not its defect: 0 for one shot, nine tenths for ten.
+            trust = 1.0 - 1.0 / len(images.shots)
+            direction *= trust * DIRECTION_WEIGHT * distances.std() / (reference @ direction).std()
+            anomaly_weight = ANOMALY_WEIGHT
+            evidence = distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
+        else:
+            # Nothing is known of defects: the anomaly class keeps one row that has no weight.
+            anomaly_prototypes = np.zeros((1, normal.flat.shape[1]), np.float32)
+            direction, anomaly_weight, evidence = np.zeros_like(normal.flat[0]), 0.0, distances
+
+        top_cells = max(1, round(TOP_SHARE * distances[0].size))
+        # Zero evidence lies two standard deviations above the typical normal score, the unit is one of them.
+        scores = -np.sort(-evidence.reshape(len(evidence), -1), axis=1)[:, :top_cells].mean(axis=1)
+        unit = max(float(scores.std()), 1e-6)
+        zero = float(scores.mean()) + 2.0 * unit
+        scoring = ScoringParameters(
+            n_normal=len(normal_prototypes),
+            top_cells=top_cells,
+            softness=SOFTNESS,
+            normal_scale=1.0 / unit,
+            anomaly_scale=anomaly_weight / unit,
+            bias=-zero / unit,
+            kappa=KAPPA,
+            offset=0.0,
+        )
+        prototypes = np.concatenate([normal_prototypes, anomaly_prototypes])
+        network = MeliadNetwork(backbone, _size_hw(images.normal), normal.flat.shape[1], len(prototypes), scoring)
+        network.typical_length.fill_(typical_length)  # type: ignore[operator]
+        network.prototypes.data = torch.from_numpy(prototypes)
+        network.direction.data = torch.from_numpy((direction / unit).astype(np.float32))
+        _load_metric(network, whitening)
+        facts = {"normal_prototypes": len(normal_prototypes), "anomaly_prototypes": len(sites) - len(normal_prototypes)}
+        return FittedDetector(network.eval(), tuple(sites), facts)
+
+    def build(
+        self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], scoring: ScoringParameters
+    ) -> MeliadNetwork:
+        """Rebuild a fitted network from its saved state."""
+        count, depth = state["prototypes"].shape
+        network = MeliadNetwork(backbone, input_hw, depth, count, scoring)
+        network.load_state_dict(state)
+        return network
+
+
+def _size_hw(frames: NDArray[np.uint8]) -> tuple[int, int]:
+    return frames.shape[1], frames.shape[2]
+
+
+def _embed(features: NDArray[np.float32], whitening: Whitening, typical_length: float) -> _Cells:
+    """Whiten and damp, image by image, in the memory of the features."""
+    length = torch.tensor(typical_length)
+    for image in features:
+        image[:] = damp_length(torch.from_numpy(whitening(image)), length, dim=-1).numpy()
+    return _Cells(features)
+
+
+def _most_deviating(shots: _Cells, normal_prototypes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The patches of each shot that are farthest from normality, [m * count, D]."""
+    deviation = nearest_distance(shots.embeddings, normal_prototypes).reshape(len(shots.embeddings), -1)
+    count = max(1, round(DEVIATING_SHARE * deviation.shape[1]))
+    rows = np.argsort(-deviation, axis=1, kind="stable")[:, :count]
+    by_image = shots.embeddings.reshape(len(deviation), deviation.shape[1], -1)
+    return np.take_along_axis(by_image, rows[..., None], axis=1).reshape(-1, by_image.shape[-1])
+
+
+def _load_metric(network: MeliadNetwork, whitening: Whitening) -> None:
+    """Split the whitening between the two feature levels; the constant goes to the fine one."""
+    fine = network.metric_fine.in_channels
+    matrix = torch.from_numpy(whitening.matrix)
+    network.metric_fine.weight.data = matrix[:, :fine, None, None].contiguous()
+    network.metric_coarse.weight.data = matrix[:, fine:, None, None].contiguous()
+    network.metric_fine.bias.data = torch.from_numpy(-(whitening.matrix @ whitening.mean))  # type: ignore[union-attr]

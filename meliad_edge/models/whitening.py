@@ -1,0 +1,50 @@
+"""A linear metric in which the normal patches have unit variance in every direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Share of the mean eigenvalue added to every eigenvalue, so that directions without data stay bounded.
+SHRINKAGE = 0.03
+_CHUNK = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Whitening:
+    """z = matrix (x - mean), with Euclidean distances in z equal to shrunk Mahalanobis distances in x.
+
+    Attributes:
+        mean: float32 [C].
+        matrix: float32 [C, C].
+    """
+
+    mean: NDArray[np.float32]
+    matrix: NDArray[np.float32]
+
+    def __call__(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Whiten patches [..., C]."""
+        return np.asarray((patches - self.mean) @ self.matrix.T, dtype=np.float32)
+
+
+def fit_whitening(patches: NDArray[np.float32], shrinkage: float = SHRINKAGE) -> Whitening:
+    """Estimate the whitening of normal patches, in float64.
+
+    Args:
+        patches: float32 [n, C].
+        shrinkage: Share of the mean eigenvalue added to all.
+    """
+    channels = patches.shape[1]
+    origin = patches[:_CHUNK].mean(axis=0, dtype=np.float64)
+    total, products = np.zeros(channels), np.zeros((channels, channels))
+    for start in range(0, len(patches), _CHUNK):
+        centred = patches[start : start + _CHUNK] - origin.astype(np.float32)
+        total += centred.sum(axis=0, dtype=np.float64)
+        products += centred.T @ centred
+    mean = total / len(patches)
+    eigenvalues, vectors = np.linalg.eigh(products / len(patches) - np.outer(mean, mean))
+    eigenvalues = np.maximum(eigenvalues, 0.0)
+    scale = 1.0 / np.sqrt(eigenvalues + shrinkage * eigenvalues.mean() + 1e-12)
+    return Whitening((origin + mean).astype(np.float32), (vectors * scale).T.astype(np.float32))

@@ -1,0 +1,1 @@
+"""Watching the watcher: latency and, later, the condition of camera and scores."""

@@ -1,0 +1,1 @@
+"""Executing exported models; nothing here imports torch."""

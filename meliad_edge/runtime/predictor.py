@@ -1,0 +1,150 @@
+"""A bundle in use: frame in, decision with its map, regions and the reason for each region out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from meliad_edge.bundle import Bundle
+from meliad_edge.data.preprocess import to_model_input
+from meliad_edge.exemplars import Exemplar
+from meliad_edge.runtime.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A connected part of the image whose cells reach the cell threshold.
+
+    Attributes:
+        x, y, width, height: Bounding box in pixels of the original image.
+        peak: Largest evidence of its cells, on the scale of the map.
+        resembles: The labelled defect patch its peak cell is nearest to, if the model knows defects.
+        differs_from: The normal training patch its peak cell was compared with.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    peak: float
+    resembles: Exemplar | None = None
+    differs_from: Exemplar | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "x": self.x,
+            "y": self.y,
+            "width": self.width,
+            "height": self.height,
+            "peak": self.peak,
+            "resembles": _name_exemplar(self.resembles),
+            "differs_from": _name_exemplar(self.differs_from),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Where the time of one prediction went, in seconds."""
+
+    preprocess_s: float
+    infer_s: float
+    post_s: float
+
+    @property
+    def total_s(self) -> float:
+        """From the decoded frame in memory to the decision."""
+        return self.preprocess_s + self.infer_s + self.post_s
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The decision on one image.
+
+    Attributes:
+        score: Raw score.
+        threshold: Raw score at or above which ``is_anomaly`` is true.
+        map: float32 [H, W], evidence per cell of the model's grid, on the model's absolute scale.
+        regions: Marked regions, highest peak first; empty on a normal image.
+        times: Stage times of this prediction.
+    """
+
+    score: float
+    threshold: float
+    map: NDArray[np.float32]
+    regions: tuple[Region, ...]
+    times: StageTimes
+
+    @property
+    def is_anomaly(self) -> bool:
+        """Whether the score reaches the threshold."""
+        return self.score >= self.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, the map as rows of cells."""
+        return {
+            "score": self.score,
+            "threshold": self.threshold,
+            "is_anomaly": self.is_anomaly,
+            "decision": "anomaly" if self.is_anomaly else "normal",
+            "regions": [region.to_dict() for region in self.regions],
+            "map": [[round(float(cell), 5) for cell in row] for row in self.map],
+        }
+
+
+def _name_exemplar(exemplar: Exemplar | None) -> dict[str, str] | None:
+    return None if exemplar is None else {"defect": exemplar.defect, "source": exemplar.source}
+
+
+class Predictor:
+    """Applies one preprocessing, one engine and one calibration to frames of any size."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self.bundle = bundle
+        self.engine = engine
+
+    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+        """Score one RGB image, uint8 [H, W, 3] of any size."""
+        start = time.perf_counter()
+        frame = to_model_input(image, self.engine.input_size_hw)
+        prepared = time.perf_counter()
+        raw = self.engine.infer(frame[np.newaxis])
+        inferred = time.perf_counter()
+        calibration = self.bundle.calibration
+        score = float(raw.score[0])
+        regions: tuple[Region, ...] = ()
+        if score >= calibration.threshold:
+            regions = self._regions(raw.map[0], raw.nearest[0], image.shape[:2])
+        finished = time.perf_counter()
+        times = StageTimes(prepared - start, inferred - prepared, finished - inferred)
+        return Prediction(score, calibration.threshold, raw.map[0], regions, times)
+
+    def _regions(
+        self, evidence: NDArray[np.float32], nearest: NDArray[np.int64], image_hw: tuple[int, ...]
+    ) -> tuple[Region, ...]:
+        marked = (evidence >= self.bundle.calibration.cell_threshold).astype(np.uint8)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(marked, connectivity=8)
+        scale_y, scale_x = image_hw[0] / evidence.shape[0], image_hw[1] / evidence.shape[1]
+        regions = []
+        for label in range(1, count):
+            left, top, width, height = (int(v) for v in stats[label, :4])
+            inside = np.where(labels == label, evidence, -np.inf)
+            row, column = np.unravel_index(int(np.argmax(inside)), evidence.shape)
+            x, y = round(left * scale_x), round(top * scale_y)
+            regions.append(
+                Region(
+                    x=x,
+                    y=y,
+                    width=round((left + width) * scale_x) - x,
+                    height=round((top + height) * scale_y) - y,
+                    peak=float(evidence[row, column]),
+                    resembles=self.bundle.exemplar(int(nearest[1, row, column])),
+                    differs_from=self.bundle.exemplar(int(nearest[0, row, column])),
+                )
+            )
+        return tuple(sorted(regions, key=lambda region: -region.peak))

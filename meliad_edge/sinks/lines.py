@@ -1,0 +1,52 @@
+"""Events as lines of text on a stream: one line per event, when it begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from meliad_edge.events import Event, EventState
+from meliad_edge.explain import describe_score
+from meliad_edge.sinks.record import ToWallTime, event_record, to_wall_time
+
+
+class LineSink:
+    """Announces every event once.
+
+    Args:
+        write_line: Takes a line without its end.
+        describe: Makes the line.
+    """
+
+    name = "standard output"
+
+    def __init__(self, write_line: Callable[[str], None], describe: Callable[[Event], str]) -> None:
+        self._write_line = write_line
+        self._describe = describe
+
+    def publish(self, event: Event) -> None:
+        """Write the line of a new event; updates and ends are not announced."""
+        if event.state is EventState.NEW:
+            self._write_line(self._describe(event))
+
+    def close(self) -> None:
+        """Nothing to do: the stream is not ours."""
+
+
+def describe_for_people(event: Event, to_wall_time: ToWallTime = to_wall_time) -> str:
+    """Local time, source, score, the strongest region and the labelled defect it looks like."""
+    parts = [f"{to_wall_time(event.started_s).astimezone():%H:%M:%S}", "ANOMALY", event.source]
+    parts.append(describe_score(event.prediction))
+    if event.regions:
+        region = event.regions[0]
+        parts.append(f"region {region.x},{region.y} {region.width}x{region.height}")
+        if len(event.regions) > 1:
+            parts[-1] += f" (+{len(event.regions) - 1})"
+        if region.resembles is not None:
+            parts.append(f"like '{region.resembles.defect}' ({region.resembles.source})")
+    return "  ".join(parts)
+
+
+def describe_as_json(event: Event) -> str:
+    """The event's record as one line of JSON."""
+    return json.dumps(event_record(event), allow_nan=False)

@@ -1,0 +1,148 @@
+"""What a source is called on the command line, parsed once; credentials never leave this module unredacted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from meliad_edge.data.images import IMAGE_SUFFIXES
+from meliad_edge.errors import SourceError
+
+_CSI_PIPELINE = (
+    "nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width=1280,height=720,framerate=30/1 ! "
+    "nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
+    "appsink drop=true max-buffers=1 sync=false"
+)
+_VIDEO_FILE_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+_KNOWN = "a path, a folder, a glob, file://, rtsp://, rtsps://, http://, https://, v4l2:///dev/videoN or csi://N"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# Greedy up to the last '@' of the word: a password may itself hold '@', '/' or ':'. Too much is better than too little.
+_USER_INFO = re.compile(r"(?<=://)\S*@")
+_SECRET_PARAMETER = re.compile(r"\b(user(?:name)?|usr|pass(?:word|wd)?|pwd|token|auth|key)=[^&\s]+", re.IGNORECASE)
+
+
+class SourceKind(Enum):
+    """How a source is read."""
+
+    VIDEO = "video"
+    IMAGES = "images"
+    RTSP = "rtsp"
+    HTTP = "http"
+    V4L2 = "v4l2"
+    CSI = "csi"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceUri:
+    """One source of the command line.
+
+    Attributes:
+        kind: How it is read.
+        name: Short label for events and reports, without credentials.
+        shown: The whole address without credentials.
+        address: What is opened: a path, a glob, a URL with its credentials, a device, or a GStreamer pipeline.
+            Not part of the representation.
+    """
+
+    kind: SourceKind
+    name: str
+    shown: str
+    address: str = field(repr=False)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether frames arrive by the clock and are lost when nobody takes them."""
+        return self.kind not in (SourceKind.VIDEO, SourceKind.IMAGES)
+
+
+def redact(text: str) -> str:
+    """Remove ``user:password@`` of every address in a text, and the values of parameters that hold credentials.
+
+    >>> redact("rtsp://admin:se@cret/1@10.0.0.7:554/live?channel=1&pwd=x")
+    'rtsp://10.0.0.7:554/live?channel=1&pwd=***'
+    """
+    return _SECRET_PARAMETER.sub(r"\1=***", _USER_INFO.sub("", text))
+
+
+def parse_source(text: str) -> SourceUri:
+    """Parse one SOURCE argument; nothing is opened.
+
+    Args:
+        text: A path, folder, glob, or an address with one of the known schemes.
+
+    Raises:
+        SourceError: Unknown scheme, or an address that lacks what its scheme needs.
+    """
+    match = _SCHEME.match(text)
+    if match is None:
+        return _parse_path(text, text)
+    scheme = match[1].lower()
+    if scheme == "file":
+        # Both file:///absolute and, as on Jetson, file://relative.
+        return _parse_path(re.sub(r"^localhost(?=/)", "", unquote(text[match.end() :])), text)
+    if scheme in ("rtsp", "rtsps", "http", "https"):
+        return _parse_network(text, SourceKind.RTSP if scheme.startswith("rtsp") else SourceKind.HTTP)
+    rest = text[match.end() :]
+    if scheme == "v4l2":
+        if not re.fullmatch(r"/dev/\S+", rest):
+            msg = f"{redact(text)}: expected a device path as in v4l2:///dev/video0"
+            raise SourceError(msg)
+        return SourceUri(SourceKind.V4L2, name=Path(rest).name, shown=text, address=rest)
+    if scheme == "csi":
+        if not rest.isdecimal():
+            msg = f"{redact(text)}: expected a sensor number as in csi://0"
+            raise SourceError(msg)
+        return SourceUri(SourceKind.CSI, name=f"csi{rest}", shown=text, address=_CSI_PIPELINE.format(sensor=int(rest)))
+    msg = f"{redact(text)}: scheme {scheme}:// is not known; give {_KNOWN}"
+    raise SourceError(msg)
+
+
+def with_unique_names(sources: Sequence[SourceUri]) -> list[SourceUri]:
+    """Name sources that share a short name by their whole address, and equal ones also by a number."""
+    short = Counter(source.name for source in sources)
+    seen: Counter[str] = Counter()
+    named = []
+    for source in sources:
+        name = source.name if short[source.name] == 1 else source.shown
+        seen[name] += 1
+        named.append(replace(source, name=name if seen[name] == 1 else f"{name}#{seen[name]}"))
+    return named
+
+
+def _parse_path(text: str, shown: str) -> SourceUri:
+    if not text:
+        msg = f"the source {shown!r} is empty; give {_KNOWN}"
+        raise SourceError(msg)
+    path = Path(text)
+    is_glob = bool(set("*?[") & set(text)) and not path.exists()
+    if is_glob or path.is_dir():
+        return SourceUri(SourceKind.IMAGES, name=text if is_glob else path.resolve().name, shown=shown, address=text)
+    kind = SourceKind.IMAGES if path.suffix.lower() in IMAGE_SUFFIXES else SourceKind.VIDEO
+    return SourceUri(kind, name=path.name, shown=shown, address=text)
+
+
+def _parse_network(text: str, kind: SourceKind) -> SourceUri:
+    shown = redact(text)
+    parts = _split(text, shown)
+    if not parts.hostname:
+        msg = f"{shown}: no host in the address; write {parts.scheme}://HOST/PATH"
+        raise SourceError(msg)
+    if kind is SourceKind.HTTP and Path(parts.path).suffix.lower() in _VIDEO_FILE_SUFFIXES:
+        msg = f"{shown}: a video file over HTTP would be watched again and again; download it and give its path"
+        raise SourceError(msg)
+    return SourceUri(kind, name=redact(f"{parts.hostname}{parts.path.rstrip('/')}"), shown=shown, address=text)
+
+
+def _split(text: str, shown: str) -> SplitResult:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # Checked only when it is read.
+    except ValueError:
+        msg = f"{shown}: host or port cannot be read; in a password write '/', '?' and '#' as %2F, %3F and %23"
+        raise SourceError(msg) from None  # The cause quotes the part it could not read, which can be the password.
+    return parts

@@ -1,0 +1,102 @@
+"""Fit a detector: read, split, train, calibrate, and keep what later verbs need in a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from meliad_edge.calibrate import calibrate
+from meliad_edge.config import FitConfig
+from meliad_edge.data.frames import LoadedFrames, load_frames
+from meliad_edge.data.readers import open_dataset
+from meliad_edge.data.split import few_shot_split
+from meliad_edge.errors import DataError
+from meliad_edge.exemplars import Exemplar, cut_exemplar
+from meliad_edge.models import create_detector
+from meliad_edge.models.backbone import load_backbone
+from meliad_edge.models.network import FittedDetector, TrainingImages
+from meliad_edge.run import Run, save_run
+from meliad_edge.runtime.engine import infer_all
+from meliad_edge.runtime.torch_engine import TorchEngine
+
+Report = Callable[[str, str], None]
+
+# More normals than this bring the prototypes nothing and only fill memory (0.2 MB each at 256 x 256).
+_MAX_NORMAL_IMAGES = 3000
+
+
+def fit(config: FitConfig, out: Path, report: Report) -> Run:
+    """Train a detector as the settings say and write its run folder.
+
+    Args:
+        config: Settings.
+        out: Run folder to write.
+        report: Receives a topic and a sentence for each fact worth telling.
+
+    Raises:
+        DataError: The data set cannot be used.
+        ModelError: No weights for the backbone.
+        UsageError: Unknown detector.
+    """
+    detector = create_detector(config.detector)
+    dataset = open_dataset(config.data)
+    split = few_shot_split(dataset, shots=config.shots, seed=config.seed, shot_class=config.shot_class)
+    backbone = load_backbone(config.backbone, config.weights)
+    size_hw = (config.image_size, config.image_size)
+    anomalies = sum(sample.is_anomaly for sample in split.test)
+    report(
+        "data",
+        f"{dataset.name}: {len(split.train_normal)} normal images and {len(split.shots)} labelled defects to learn from; "
+        f"{len(split.calibration)} normals for the threshold; {len(split.test) - anomalies} + {anomalies} held out",
+    )
+    normal = load_frames(_at_most(split.train_normal, config.seed), size_hw, "reading normals")
+    shots = load_frames(split.shots, size_hw, "reading defects")
+    held_out = load_frames(split.calibration, size_hw, "reading calibration")
+    for loaded in (normal, shots, held_out):
+        for error in loaded.errors:
+            report("skipped", error)
+    if len(shots.samples) < len(split.shots) and not shots.samples:
+        msg = "none of the labelled defects can be read"
+        raise DataError(msg)
+    fitted = detector.fit(TrainingImages(normal.frames, shots.frames), backbone, seed=config.seed)
+    scores = infer_all(TorchEngine(fitted.network), held_out.frames, "calibrating").score
+    calibration = calibrate(
+        scores,
+        target_false_alarm_rate=config.false_alarm_rate,
+        score_offset=fitted.network.scoring.offset,
+    )
+    run = Run(
+        config=config,
+        dataset=dataset.name,
+        licence=dataset.licence,
+        split=split,
+        network=fitted.network,
+        calibration=calibration,
+        exemplars=_exemplars(fitted, normal, shots),
+        facts=fitted.facts,
+    )
+    save_run(run, out)
+    return run
+
+
+def _at_most(samples: Sequence, seed: int) -> Sequence:  # type: ignore[type-arg]
+    if len(samples) <= _MAX_NORMAL_IMAGES:
+        return samples
+    chosen = np.random.default_rng(seed).choice(len(samples), _MAX_NORMAL_IMAGES, replace=False)
+    return [samples[index] for index in np.sort(chosen)]
+
+
+def _exemplars(fitted: FittedDetector, normal: LoadedFrames, shots: LoadedFrames) -> tuple[Exemplar, ...]:
+    sources = {"normal": normal, "shots": shots}
+    return tuple(
+        cut_exemplar(
+            sources[site.kind].frames[site.image],
+            site.cell,
+            fitted.network.grid_hw,
+            sources[site.kind].samples[site.image].defect,
+            sources[site.kind].samples[site.image].path.name,
+        )
+        for site in fitted.sites
+    )

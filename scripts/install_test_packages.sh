@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# System packages the tests use: an RTSP server (GStreamer through the system's Python) and a browser for pages.
+# As root they are installed; otherwise the tests that need them skip, and this says how to get them.
+set -euo pipefail
+packages=(
+  chromium
+  gir1.2-gst-rtsp-server-1.0
+  gstreamer1.0-plugins-bad
+  gstreamer1.0-plugins-base
+  gstreamer1.0-plugins-good
+  gstreamer1.0-plugins-ugly
+  python3-gi
+)
+command -v dpkg-query >/dev/null || { echo "not a Debian or Ubuntu system: tests that need ${packages[*]} will skip"; exit 0; }
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+if [ "$(id -u)" != 0 ]; then
+  echo "tests that need these packages will skip; to run them: sudo apt-get install ${missing[*]}"
+  exit 0
+fi
+echo "installing system packages for the tests: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# One at a time if the set fails: a name that this release lacks must not cost the others.
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+  for package in "${missing[@]}"; do
+    apt-get install -y -qq --no-install-recommends "$package" >/dev/null || echo "not available here: $package"
+  done

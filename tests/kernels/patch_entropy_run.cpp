@@ -1,0 +1,59 @@
+// Runs one implementation of PatchEntropyScore on a case from standard input and writes its outputs to standard output,
+// so that a test can compare implementations, and instruction sets, under the sanitizers this file is compiled with.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "../../kernels/cpu/patch_entropy.hpp"
+#include "../../kernels/reference/patch_entropy.hpp"
+
+namespace {
+
+struct Header {
+  int64_t images, depth, cells, prototypes;
+  meliad::PatchEntropyParameters parameters;
+};
+
+template <typename Value>
+std::vector<Value> read(size_t count) {
+  std::vector<Value> values(count);
+  if (std::fread(values.data(), sizeof(Value), count, stdin) != count) std::exit(2);
+  return values;
+}
+
+template <typename Value>
+void write(const std::vector<Value>& values) {
+  std::fwrite(values.data(), sizeof(Value), values.size(), stdout);
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  using meliad::cpu::InstructionSet;
+  const std::string implementation = arguments[1];
+  const Header header = read<Header>(1)[0];
+  const auto z = read<float>(header.images * header.depth * header.cells);
+  const auto prototypes = read<float>(header.prototypes * header.depth);
+  const auto direction = read<float>(header.depth);
+  std::vector<float> score(header.images), map(header.images * header.cells);
+  std::vector<int64_t> nearest(2 * map.size());
+  const meliad::PatchEntropyBatch batch{header.images,    header.depth, header.cells, z.data(),
+                                        direction.data(), score.data(), map.data(),   nearest.data()};
+
+  if (implementation == "reference") {
+    meliad::reference::patch_entropy_score(header.parameters, prototypes.data(), header.prototypes, batch);
+  } else {
+    const InstructionSet wanted = implementation == "avx512" ? InstructionSet::kAvx512
+                                  : implementation == "avx2" ? InstructionSet::kAvx2
+                                                             : InstructionSet::kBaseline;
+    if (wanted > meliad::cpu::best_instruction_set()) return 3;
+    const meliad::cpu::PatchEntropyScorer scorer(header.parameters, prototypes.data(), header.prototypes, header.depth,
+                                                 wanted);
+    for (int64_t tile = scorer.tile_count(batch); tile-- > 0;) scorer.score_tile(batch, tile);  // order is free
+    scorer.score_images(batch);
+  }
+  write(score);
+  write(map);
+  write(nearest);
+}
