@@ -113,10 +113,6 @@ class Bundle:
         """Digest of the ONNX graph; identifies the model in logs, events and caches."""
         return hashlib.sha256(self.model).hexdigest()
 
-    def exemplar(self, prototype: int) -> Exemplar | None:
-        """The exemplar of a prototype index, or None for -1 and for models without exemplars."""
-        return self.exemplars[prototype] if 0 <= prototype < len(self.exemplars) else None
-
 
 def write_bundle(
     path: Path,

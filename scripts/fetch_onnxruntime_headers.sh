@@ -74,7 +74,7 @@ found=$(mirrors "$codename")
 [ -n "$found" ] || give_up "apt has no mirror configured"
 for mirror in $found; do
     if fetch "$mirror" "$release"; then
-        mkdir -p "$(dirname "$cache")" && rm -rf "$cache" && mv "$work/unpacked/usr/include" "$cache" ||
+        { mkdir -p "$(dirname "$cache")" && rm -rf "$cache" && mv "$work/unpacked/usr/include" "$cache"; } 2>/dev/null ||
             give_up "$cache cannot be written"
         echo "onnxruntime headers: fetched into $cache"
         exit 0

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <stdexcept>
@@ -12,50 +13,52 @@
 namespace meliad::cpu {
 namespace {
 
+#ifdef __x86_64__
+// 32 vector registers.
+namespace avx512 {
+constexpr int kLanes = 16, kPrototypes = 12;
+#define MELIAD_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
+#include "patch_entropy_tile.inl"
+#undef MELIAD_TARGET
+}  // namespace avx512
+
+// 16 vector registers.
+namespace avx2 {
+constexpr int kLanes = 8, kPrototypes = 6;
+#define MELIAD_TARGET __attribute__((target("avx2,fma")))
+#include "patch_entropy_tile.inl"
+#undef MELIAD_TARGET
+}  // namespace avx2
+#endif
+
+namespace baseline {
+#ifdef __x86_64__
+constexpr int kLanes = 4, kPrototypes = 6;  // SSE2: 16 vector registers
+#else
+constexpr int kLanes = 4, kPrototypes = 12;  // NEON: 32 vector registers
+#endif
+#define MELIAD_TARGET
+#include "patch_entropy_tile.inl"
+#undef MELIAD_TARGET
+}  // namespace baseline
+
 // Shape of the tile and its compiled code for one instruction set.
 struct TileKernel {
   int cells;
   int prototypes;
-  void (*run)(const TileInput&, TileSummary&);
+  void (*score_tile)(const TileInput&, TileSummary&);
 };
-
-#ifdef __x86_64__
-// 16 vector registers.
-using BaselineTile = Tile<4, 6>;
-using Avx2Tile = Tile<8, 6>;
-// 32 vector registers.
-using Avx512Tile = Tile<16, 12>;
-
-__attribute__((target("avx2,fma"))) void run_avx2(const TileInput& input, TileSummary& summary) {
-  Avx2Tile::run(input, summary);
-}
-
-__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma"))) void run_avx512(const TileInput& input,
-                                                                                  TileSummary& summary) {
-  Avx512Tile::run(input, summary);
-}
-#else
-// NEON: 32 vector registers.
-using BaselineTile = Tile<4, 12>;
-#endif
-
-void run_baseline(const TileInput& input, TileSummary& summary) { BaselineTile::run(input, summary); }
-
-template <int kLanes, int kPrototypes>
-TileKernel describe(Tile<kLanes, kPrototypes>, void (*run)(const TileInput&, TileSummary&)) {
-  return {2 * kLanes, kPrototypes, run};
-}
 
 TileKernel tile_kernel(InstructionSet instruction_set) {
   switch (instruction_set) {
 #ifdef __x86_64__
     case InstructionSet::kAvx512:
-      return describe(Avx512Tile(), run_avx512);
+      return {avx512::kCells, avx512::kPrototypes, avx512::score_tile};
     case InstructionSet::kAvx2:
-      return describe(Avx2Tile(), run_avx2);
+      return {avx2::kCells, avx2::kPrototypes, avx2::score_tile};
 #endif
     default:
-      return describe(BaselineTile(), run_baseline);
+      return {baseline::kCells, baseline::kPrototypes, baseline::score_tile};
   }
 }
 
@@ -171,7 +174,7 @@ void PatchEntropyScorer::score_tile(const PatchEntropyBatch& batch, int64_t tile
   input.scratch = thread_scratch(depth_ * kernel.cells);
 
   alignas(64) TileSummary summary;
-  kernel.run(input, summary);
+  kernel.score_tile(input, summary);
 
   float* map = batch.map + image * batch.cells + first;
   int64_t* nearest = batch.nearest + 2 * image * batch.cells + first;

@@ -32,7 +32,7 @@ def command(
         say("skipped", error)
     result = {"run": str(run), "dataset": fitted.dataset, "detector": fitted.config.detector, **evaluation.to_dict()}
     if report is not None:
-        from meliad_edge.report_data import evaluation_report
+        from meliad_edge.evaluation_report import evaluation_report
         from meliad_edge.report import write_report
 
         write_report(report, evaluation_report(fitted, evaluation))

@@ -36,8 +36,8 @@ def few_shot_split(
     Fewer shots with the same seed are the first ones of more shots, and the normal images do not depend on
     the shots at all. A set with its own split keeps it: shots come from the training anomalies where there
     are any (the rest of them is not used), else from the test anomalies, and then only they leave the test
-    set. In a set without one a quarter of the normal images and all anomalies but ``max(10, shots)`` are the
-    test.
+    set. In a set without one the test is a quarter of the normal images and all anomalies but the shots, or but
+    ``max(10, shots)`` where there are at least 20.
 
     Args:
         dataset: The samples; their order does not matter.
@@ -87,7 +87,9 @@ def few_shot_split(
             f"{shots} shots were asked for, but {dataset.name} has {len(pool)} anomalies{of_class} to draw them from; "
             f"use --shots {len(pool)} or label more"
         )
-    kept_back = {sample.path for sample in pool[: shots if has_own_split else max(shots, RESERVED_SHOTS)]}
+    # Results for 1 and for 10 shots are comparable only on one test set; a small set cannot afford that.
+    reserves = not has_own_split and len(pool) >= 2 * RESERVED_SHOTS
+    kept_back = {sample.path for sample in pool[: max(shots, RESERVED_SHOTS) if reserves else shots]}
     test_anomalies = [
         sample
         for sample in anomalies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meliad_edge.bundle import Bundle
+from meliad_edge.calibrate import Calibration
 from meliad_edge.data.preprocess import to_model_input
 from meliad_edge.exemplars import Exemplar
 from meliad_edge.runtime.engine import Engine
@@ -119,32 +121,48 @@ class Predictor:
         score = float(raw.score[0])
         regions: tuple[Region, ...] = ()
         if score >= calibration.threshold:
-            regions = self._regions(raw.map[0], raw.nearest[0], image.shape[:2])
+            regions = find_regions(
+                raw.map[0], raw.nearest[0], image.shape[:2], calibration, self.bundle.exemplars
+            )
         finished = time.perf_counter()
         times = StageTimes(prepared - start, inferred - prepared, finished - inferred)
         return Prediction(score, calibration.threshold, raw.map[0], regions, times)
 
-    def _regions(
-        self, evidence: NDArray[np.float32], nearest: NDArray[np.int64], image_hw: tuple[int, ...]
-    ) -> tuple[Region, ...]:
-        marked = (evidence >= self.bundle.calibration.cell_threshold).astype(np.uint8)
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(marked, connectivity=8)
-        scale_y, scale_x = image_hw[0] / evidence.shape[0], image_hw[1] / evidence.shape[1]
-        regions = []
-        for label in range(1, count):
-            left, top, width, height = (int(v) for v in stats[label, :4])
-            inside = np.where(labels == label, evidence, -np.inf)
-            row, column = np.unravel_index(int(np.argmax(inside)), evidence.shape)
-            x, y = round(left * scale_x), round(top * scale_y)
-            regions.append(
-                Region(
-                    x=x,
-                    y=y,
-                    width=round((left + width) * scale_x) - x,
-                    height=round((top + height) * scale_y) - y,
-                    peak=float(evidence[row, column]),
-                    resembles=self.bundle.exemplar(int(nearest[1, row, column])),
-                    differs_from=self.bundle.exemplar(int(nearest[0, row, column])),
-                )
+
+def find_regions(
+    evidence: NDArray[np.float32],
+    nearest: NDArray[np.int64],
+    image_hw: tuple[int, ...],
+    calibration: Calibration,
+    exemplars: Sequence[Exemplar],
+) -> tuple[Region, ...]:
+    """Connected cells at or above the cell threshold, as boxes on the image, highest peak first.
+
+    Args:
+        evidence: Map, float32 [h, w].
+        nearest: int64 [2, h, w], see :class:`~meliad_edge.runtime.engine.RawScores`.
+        image_hw: Height and width of the image in pixels.
+        calibration: Gives the cell threshold.
+        exemplars: One per prototype; a prototype without one is not explained.
+    """
+    marked = (evidence >= calibration.cell_threshold).astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(marked, connectivity=8)
+    scale_y, scale_x = image_hw[0] / evidence.shape[0], image_hw[1] / evidence.shape[1]
+    regions = []
+    for label in range(1, count):
+        left, top, width, height = (int(v) for v in stats[label, :4])
+        row, column = np.unravel_index(int(np.where(labels == label, evidence, -np.inf).argmax()), evidence.shape)
+        x, y = round(left * scale_x), round(top * scale_y)
+        normal, anomalous = (int(plane[row, column]) for plane in nearest)
+        regions.append(
+            Region(
+                x=x,
+                y=y,
+                width=round((left + width) * scale_x) - x,
+                height=round((top + height) * scale_y) - y,
+                peak=float(evidence[row, column]),
+                resembles=exemplars[anomalous] if 0 <= anomalous < len(exemplars) else None,
+                differs_from=exemplars[normal] if 0 <= normal < len(exemplars) else None,
             )
-        return tuple(sorted(regions, key=lambda region: -region.peak))
+        )
+    return tuple(sorted(regions, key=lambda region: -region.peak))

@@ -1,0 +1,24 @@
+"""``meliad-edge demo``: the whole line, on real data, in a few minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meliad_edge.cli.output import require_extra, say
+
+
+def command(out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo")) -> None:
+    """Run the whole line on real solar cells and write a report."""
+    require_extra("torch", "demo")
+    require_extra("onnx", "demo")
+    require_extra("elpv_dataset", "demo")
+    from meliad_edge.demo import run_demo
+
+    page = run_demo(out, say)
+    say("made", f"{page}      open it in a browser")
+    say("", f"{out / 'solar.meliad'}      the model, ready for a device")
+    say("try next", f"meliad-edge watch {out / 'solar.meliad'} {out / 'held_out.avi'} --out {out / 'events'}")
+    say("", "meliad-edge fit YOUR_FOLDER --shots 10 --out runs/mine      (train/good, test/good, test/DEFECT)")
