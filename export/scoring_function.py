@@ -19,6 +19,7 @@ OPERATOR = "PatchEntropyScore"
 
 # The direction is multiplied as a column: ONNX Runtime 1.31 fuses the transposition above into a product with a
 # vector and then computes wrong values.
+# The sum of all cells times zero makes a score NaN when any cell is: TopK alone would leave such a cell out.
 # [N, D, H, W] embeddings, [K, D] prototypes, [D] direction -> [N] score, [N, H, W] map, [N, 2, H, W] nearest.
 _BODY = """
 <domain: "meliad", opset_import: ["" : 18]>
@@ -93,7 +94,10 @@ PatchEntropyScore
 
     top, top_index = TopK<axis: int = -1, largest: int = 1, sorted: int = 1>(evidence, top_cells_1d)
     top_mean = ReduceMean<keepdims: int = 0>(top, axis_last)
-    score = Add(top_mean, offset_c)
+    sum_of_cells = ReduceSum<keepdims: int = 0>(evidence, axis_last)
+    nan_if_any = Mul(sum_of_cells, zero)
+    top_mean_or_nan = Add(top_mean, nan_if_any)
+    score = Add(top_mean_or_nan, offset_c)
     map_shape = Concat<axis: int = 0>(batch, grid)
     evidence_map = Reshape(evidence, map_shape)
 
@@ -114,7 +118,9 @@ def scoring_function() -> FunctionProto:
     return parser.parse_function(_BODY)
 
 
-def scoring_node(inputs: tuple[str, str, str], outputs: tuple[str, str, str], parameters: ScoringParameters) -> NodeProto:
+def scoring_node(
+    inputs: tuple[str, str, str], outputs: tuple[str, str, str], parameters: ScoringParameters
+) -> NodeProto:
     """The node that calls the function.
 
     Args:

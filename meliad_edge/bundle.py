@@ -212,7 +212,9 @@ def _verify(contents: Mapping[str, bytes], path: Path) -> Manifest:
         fields = json.loads(contents["manifest.json"])
         version = fields.get("schema_version") if isinstance(fields, dict) else None
         if version != SCHEMA_VERSION:
-            msg = f"{path}: bundle schema version {version}, this meliad-edge reads {SCHEMA_VERSION}; update one of them"
+            msg = (
+                f"{path}: bundle schema version {version}, this meliad-edge reads {SCHEMA_VERSION}; update one of them"
+            )
             raise BundleError(msg)
         manifest = Manifest.model_validate(fields)
     except (ValidationError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -16,6 +16,8 @@ from meliad_edge.errors import UsageError
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
 CONFIDENCE = 0.95
+# Share of the distance from the typical score that is left above the last normal one: twice what parity lets pass.
+HEADROOM = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,9 @@ def calibrate(
     if not 0.0 < target_false_alarm_rate < 1.0:
         msg = f"false-alarm rate must lie between 0 and 1, got {target_false_alarm_rate:g}; try 0.01"
         raise UsageError(msg)
-    rank = min(math.ceil((count + 1) * (1.0 - target_false_alarm_rate)), count)
-    # An image alarms at or above the threshold, so the threshold is the next float above that score.
-    threshold = float(np.nextafter(np.float32(ordered[rank - 1]), np.float32(np.inf)))
+    # Rounding must not cost a rank where (n + 1)(1 - rate) is a whole number.
+    rank = min(math.ceil((count + 1) * (1.0 - target_false_alarm_rate) - 1e-9), count)
+    threshold = _threshold_above(ordered, rank)
     return Calibration(
         threshold=threshold,
         target_false_alarm_rate=target_false_alarm_rate,
@@ -109,6 +111,20 @@ def calibrate(
         scores=tuple(float(s) for s in ordered),
         score_offset=score_offset,
     )
+
+
+def _threshold_above(ordered: NDArray[np.float64], rank: int) -> float:
+    """A threshold that the scores up to this rank do not reach, with room for the rounding of other engines.
+
+    Every value up to the next score decides alike on the calibration images. One that touches a score would turn
+    the decision on that image into a matter of the last bit.
+    """
+    score = float(ordered[rank - 1])
+    room = HEADROOM * (score - float(np.median(ordered)))
+    if rank < len(ordered):
+        room = min(room, 0.5 * (float(ordered[rank]) - score))
+    # An image alarms at or above the threshold, so it lies at least one float above the score.
+    return max(score + room, float(np.nextafter(np.float32(score), np.float32(np.inf))))
 
 
 def false_alarm_rate(calibration: Calibration, threshold: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from meliad_edge.evaluate import Evaluation
 from meliad_edge.explain import overlay
 from meliad_edge.report import HeldOutScores, InspectedImage, ReportData
 from meliad_edge.run import Run
-from meliad_edge.runtime.predictor import find_regions
+from meliad_edge.runtime.predictor import Region, find_regions
 
 _GALLERY_PER_CLASS = 6
 _WORST = 6
@@ -62,7 +62,7 @@ def _worst(run: Run, evaluation: Evaluation, ordered: NDArray[np.int64], *, alar
 def _inspect(run: Run, evaluation: Evaluation, index: int) -> InspectedImage:
     sample, frame = evaluation.images.samples[index], evaluation.images.frames[index]
     raw, calibration = evaluation.raw, run.calibration
-    regions = ()
+    regions: tuple[Region, ...] = ()
     if raw.score[index] >= calibration.threshold:
         regions = find_regions(raw.map[index], raw.nearest[index], frame.shape[:2], calibration, run.exemplars)
     return InspectedImage(
@@ -82,10 +82,16 @@ def _provenance(run: Run) -> tuple[tuple[str, str], ...]:
     config = run.config
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     return (
-        ("made by", f"meliad-edge {__version__}" + (f", commit {environment['commit']}" if environment["commit"] else "")),
+        (
+            "made by",
+            f"meliad-edge {__version__}" + (f", commit {environment['commit']}" if environment["commit"] else ""),
+        ),
         ("date", environment["date"]),
         ("data set", f"{run.dataset}; licence: {run.licence}"),
-        ("settings", f"detector {config.detector}, {config.shots} shots, seed {config.seed}, {config.image_size} pixels"),
+        (
+            "settings",
+            f"detector {config.detector}, {config.shots} shots, seed {config.seed}, {config.image_size} pixels",
+        ),
         ("backbone", f"{config.backbone}, frozen, ImageNet weights"),
         ("fit", ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in run.facts.items())),
         ("machine", f"{environment['cpu']}, {environment['cores']} cores, {environment['system']}"),

@@ -34,7 +34,9 @@ class Exemplar:
     patch: NDArray[np.uint8]
 
 
-def cut_exemplar(frame: NDArray[np.uint8], cell: tuple[int, int], grid_hw: tuple[int, int], defect: str, source: str) -> Exemplar:
+def cut_exemplar(
+    frame: NDArray[np.uint8], cell: tuple[int, int], grid_hw: tuple[int, int], defect: str, source: str
+) -> Exemplar:
     """Cut the patch around one grid cell: the cell and its neighbours, which the pooled feature describes.
 
     Args:
@@ -48,7 +50,9 @@ def cut_exemplar(frame: NDArray[np.uint8], cell: tuple[int, int], grid_hw: tuple
     width, height = min(3 * cell_w, frame.shape[1]), min(3 * cell_h, frame.shape[0])
     x = int(np.clip((cell[1] - 1) * cell_w, 0, frame.shape[1] - width))
     y = int(np.clip((cell[0] - 1) * cell_h, 0, frame.shape[0] - height))
-    patch = cv2.resize(frame[y : y + height, x : x + width], (EXEMPLAR_SIZE, EXEMPLAR_SIZE), interpolation=cv2.INTER_AREA)
+    patch = cv2.resize(
+        frame[y : y + height, x : x + width], (EXEMPLAR_SIZE, EXEMPLAR_SIZE), interpolation=cv2.INTER_AREA
+    )
     return Exemplar(defect, source, x, y, width, height, np.asarray(patch, dtype=np.uint8))
 
 

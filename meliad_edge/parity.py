@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meliad_edge.bundle import Bundle
 from meliad_edge.calibrate import Calibration
@@ -110,12 +111,12 @@ def require_parity(results: Sequence[ParityResult]) -> None:
             raise ParityError(msg)
 
 
-def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:  # type: ignore[type-arg]
+def _largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
     return float(difference.max()) if np.isfinite(difference).all() else float("inf")
 
 
-def _rank_swaps(a: np.ndarray, b: np.ndarray, tie: float) -> int:  # type: ignore[type-arg]
+def _rank_swaps(a: NDArray[np.float32], b: NDArray[np.float32], tie: float) -> int:
     ahead_a = a[:, None] - a[None, :] > tie
     ahead_b = b[:, None] - b[None, :] < 0
     return int(np.count_nonzero(ahead_a & ahead_b))

@@ -1,5 +1,6 @@
 """The run folder: what ``fit`` leaves behind and every later verb of the workshop reads.
 
+Its files:
     run.json               settings, facts of the fit, scoring scalars, versions
     split.json             which image is in which of the four sets
     network.safetensors    all tensors of the network, backbone included

@@ -9,10 +9,10 @@ import numpy as np
 
 from meliad_edge.calibrate import calibrate
 from meliad_edge.config import FitConfig
+from meliad_edge.data.dataset import Sample
 from meliad_edge.data.frames import LoadedFrames, load_frames
 from meliad_edge.data.readers import open_dataset
 from meliad_edge.data.split import few_shot_split
-from meliad_edge.errors import DataError
 from meliad_edge.exemplars import Exemplar, cut_exemplar
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import load_backbone
@@ -48,7 +48,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     anomalies = sum(sample.is_anomaly for sample in split.test)
     report(
         "data",
-        f"{dataset.name}: {len(split.train_normal)} normal images and {len(split.shots)} labelled defects to learn from; "
+        f"{dataset.name}: {len(split.train_normal)} normal images, {len(split.shots)} labelled defects to learn from; "
         f"{len(split.calibration)} normals for the threshold; {len(split.test) - anomalies} + {anomalies} held out",
     )
     normal = load_frames(_at_most(split.train_normal, config.seed), size_hw, "reading normals")
@@ -57,9 +57,6 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     for loaded in (normal, shots, held_out):
         for error in loaded.errors:
             report("skipped", error)
-    if len(shots.samples) < len(split.shots) and not shots.samples:
-        msg = "none of the labelled defects can be read"
-        raise DataError(msg)
     fitted = detector.fit(TrainingImages(normal.frames, shots.frames), backbone, seed=config.seed)
     scores = infer_all(TorchEngine(fitted.network), held_out.frames, "calibrating").score
     calibration = calibrate(
@@ -81,7 +78,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     return run
 
 
-def _at_most(samples: Sequence, seed: int) -> Sequence:  # type: ignore[type-arg]
+def _at_most(samples: Sequence[Sample], seed: int) -> Sequence[Sample]:
     if len(samples) <= _MAX_NORMAL_IMAGES:
         return samples
     chosen = np.random.default_rng(seed).choice(len(samples), _MAX_NORMAL_IMAGES, replace=False)

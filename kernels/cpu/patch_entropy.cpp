@@ -18,7 +18,7 @@ namespace {
 namespace avx512 {
 constexpr int kLanes = 16, kPrototypes = 12;
 #define MELIAD_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
-#include "patch_entropy_tile.inl"
+#include "patch_entropy_inner_loops.hpp"
 #undef MELIAD_TARGET
 }  // namespace avx512
 
@@ -26,7 +26,7 @@ constexpr int kLanes = 16, kPrototypes = 12;
 namespace avx2 {
 constexpr int kLanes = 8, kPrototypes = 6;
 #define MELIAD_TARGET __attribute__((target("avx2,fma")))
-#include "patch_entropy_tile.inl"
+#include "patch_entropy_inner_loops.hpp"
 #undef MELIAD_TARGET
 }  // namespace avx2
 #endif
@@ -38,7 +38,7 @@ constexpr int kLanes = 4, kPrototypes = 6;  // SSE2: 16 vector registers
 constexpr int kLanes = 4, kPrototypes = 12;  // NEON: 32 vector registers
 #endif
 #define MELIAD_TARGET
-#include "patch_entropy_tile.inl"
+#include "patch_entropy_inner_loops.hpp"
 #undef MELIAD_TARGET
 }  // namespace baseline
 

@@ -49,7 +49,10 @@ def command(
         )
         say("start", f"session ready in {report.cold_start_s:.2f} s, first frame {1e3 * report.first_frame_s:.1f} ms")
     if not report.is_stable:
-        say("warning", f"spread of infer {report.stages['infer'].cov:.1%} is above {UNSTABLE_COV:.1%}: do not quote these")
+        say(
+            "warning",
+            f"spread of infer {report.stages['infer'].cov:.1%} is above {UNSTABLE_COV:.1%}: do not quote these",
+        )
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -13,7 +13,9 @@ from meliad_edge.cli.output import print_json, print_table, require_extra
 
 def command(
     model: BundleFile,
-    against: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder the bundle was exported from.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run folder the bundle was exported from.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Prove that a bundle decides as the run it came from.

@@ -20,11 +20,15 @@ def command(
     detector: Annotated[str | None, typer.Option(help="Detector.  [default: meliad]")] = None,
     shots: Annotated[int | None, typer.Option(help="Labelled defects to learn from.  [default: 10]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of split and training.  [default: 0]")] = None,
-    shot_class: Annotated[str | None, typer.Option(help="Draw all shots from this class; it leaves the test set.")] = None,
+    shot_class: Annotated[
+        str | None, typer.Option(help="Draw all shots from this class; it leaves the test set.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="timm name.  [default: tf_efficientnet_lite0]")] = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights file of the backbone.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Model input in pixels, square.  [default: 256]")] = None,
-    false_alarm_rate: Annotated[float | None, typer.Option(help="Accepted rate on normal images.  [default: 0.01]")] = None,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option(help="Accepted rate on normal images.  [default: 0.01]")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Train a detector from normal images and a few labelled defects."""

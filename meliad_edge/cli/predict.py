@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 def command(
     model: BundleFile,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders or globs.", show_default=False)],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES...", help="Files, folders or globs.", show_default=False)
+    ],
     json: Json = False,
-    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write an overlay and the raw map per image.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write an overlay and the raw map per image.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
 ) -> None:
     """Decide on images with a bundle; a bad file is reported and the rest goes on."""
@@ -48,7 +52,9 @@ def command(
         prediction = predictor.predict(image)
         predictions.append((path, prediction))
         if save is not None:
-            save_explanation(save, f"{len(predictions):04d}_{path.stem}", image, prediction, predictor.bundle.calibration)
+            save_explanation(
+                save, f"{len(predictions):04d}_{path.stem}", image, prediction, predictor.bundle.calibration
+            )
     if json:
         print_json(
             {

@@ -47,9 +47,8 @@ class Backbone(nn.Module):
         probe = timm.create_model(name, pretrained=False, features_only=True)
         levels = [probe.feature_info.reduction().index(stride) for stride in STRIDES]
         self.name = name
-        self.features: nn.Module = timm.create_model(name, pretrained=False, features_only=True, out_indices=levels)
-        info = self.features.feature_info  # type: ignore[union-attr]
-        self.channels: tuple[int, ...] = tuple(info.channels())  # type: ignore[operator]
+        self.features: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=levels)
+        self.channels: tuple[int, ...] = tuple(self.features.feature_info.channels())
         config = probe.pretrained_cfg
         # (x / 255 - mean) / std, rewritten as (x - shift) * scale: one subtraction and one multiplication.
         self.register_buffer("shift", 255.0 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)

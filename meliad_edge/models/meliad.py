@@ -1,4 +1,4 @@
-"""MeLIAD: metric learning and entropy-based scoring. [ours, after arXiv 2409.13602]
+"""MeLIAD: metric learning and entropy-based scoring [ours, after arXiv 2409.13602].
 
 What the paper's abstract states is kept: a learned metric over patch embeddings, class-specific embeddings,
 an entropy-based score that is interpretable by design, learned from a few anomalies without augmentation.
@@ -69,7 +69,7 @@ class MeliadNetwork(ScoringNetwork):
 
 
 def damp_length(whitened: Tensor, typical_length: Tensor, dim: int) -> Tensor:
-    """Pull the lengths of embeddings together, so that direction counts more than contrast. [ours]
+    """Pull the lengths of embeddings together, so that direction counts more than contrast [ours].
 
     z -> z (|z| / typical length)^-0.75, between whitened (exponent 0) and cosine (exponent -1) embeddings.
     """
@@ -105,13 +105,17 @@ class Meliad:
         sample = np.random.default_rng(seed).permutation(len(normal_features))
         typical_length = float(np.linalg.norm(whitening(normal_features[sample[:_SCALE_IMAGES]]), axis=-1).mean())
         normal = _embed(normal_features, whitening, typical_length)
-        normal_prototypes = choose_prototypes(_Cells(normal.embeddings[sample[:_PROTOTYPE_IMAGES]]).flat, NORMAL_PROTOTYPES, seed)
+        normal_prototypes = choose_prototypes(
+            _Cells(normal.embeddings[sample[:_PROTOTYPE_IMAGES]]).flat, NORMAL_PROTOTYPES, seed
+        )
         reference = normal.embeddings[sample[:_SCALE_IMAGES]]
         distances = nearest_distance(reference, normal_prototypes)
         sites = [normal.site("normal", int(index)) for index in nearest_patch(normal_prototypes, normal.flat)]
 
         if len(images.shots):
-            shots = _embed(extract_patch_features(backbone, images.shots, "features of defects"), whitening, typical_length)
+            shots = _embed(
+                extract_patch_features(backbone, images.shots, "features of defects"), whitening, typical_length
+            )
             anomaly_prototypes = choose_prototypes(_most_deviating(shots, normal_prototypes), ANOMALY_PROTOTYPES, seed)
             sites += [shots.site("shots", int(index)) for index in nearest_patch(anomaly_prototypes, shots.flat)]
             direction = shots.flat.mean(axis=0) - reference.mean(axis=(0, 1, 2))
@@ -119,7 +123,9 @@ class Meliad:
             trust = 1.0 - 1.0 / len(images.shots)
             direction *= trust * DIRECTION_WEIGHT * distances.std() / (reference @ direction).std()
             anomaly_weight = ANOMALY_WEIGHT
-            evidence = distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
+            evidence = (
+                distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
+            )
         else:
             # Nothing is known of defects: the anomaly class keeps one row that has no weight.
             anomaly_prototypes = np.zeros((1, normal.flat.shape[1]), np.float32)

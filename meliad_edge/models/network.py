@@ -91,7 +91,9 @@ class Detector(Protocol):
         """Train on normal images and a few labelled anomalies."""
         ...
 
-    def build(self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], scoring: ScoringParameters) -> ScoringNetwork:
+    def build(
+        self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], scoring: ScoringParameters
+    ) -> ScoringNetwork:
         """Rebuild a fitted network from its saved state."""
         ...
 

@@ -35,7 +35,8 @@ def squared_distances(patches: NDArray[np.float32], prototypes: NDArray[np.float
     squared = -2.0 * (patches @ prototypes.T)
     squared += np.square(patches).sum(axis=1, keepdims=True)
     squared += np.square(prototypes).sum(axis=1)
-    return np.maximum(squared, 0.0)
+    np.maximum(squared, 0.0, out=squared)
+    return squared
 
 
 def nearest_distance(patches: NDArray[np.float32], prototypes: NDArray[np.float32]) -> NDArray[np.float32]:

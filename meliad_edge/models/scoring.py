@@ -60,14 +60,10 @@ def patch_entropy_score(
         cells.square().sum(-1, keepdim=True) + prototypes.square().sum(-1) - 2.0 * (cells @ prototypes.T)
     )  # [N, HW, K]
     distances = squared.clamp_min(0.0).sqrt()
-    normal, anomalous = distances.split(
-        [parameters.n_normal, prototypes.shape[0] - parameters.n_normal], dim=-1
-    )
+    normal, anomalous = distances[..., : parameters.n_normal], distances[..., parameters.n_normal :]
     energy_normal = -parameters.normal_scale * _soft_minimum(normal, parameters.softness)
     energy_anomaly = (
-        -parameters.anomaly_scale * _soft_minimum(anomalous, parameters.softness)
-        + cells @ direction
-        + parameters.bias
+        -parameters.anomaly_scale * _soft_minimum(anomalous, parameters.softness) + cells @ direction + parameters.bias
     )
     evidence = entropy_evidence(energy_anomaly - energy_normal, parameters.kappa)
     score = evidence.topk(parameters.top_cells, dim=-1).values.mean(-1) + parameters.offset

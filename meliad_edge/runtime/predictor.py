@@ -121,9 +121,7 @@ class Predictor:
         score = float(raw.score[0])
         regions: tuple[Region, ...] = ()
         if score >= calibration.threshold:
-            regions = find_regions(
-                raw.map[0], raw.nearest[0], image.shape[:2], calibration, self.bundle.exemplars
-            )
+            regions = find_regions(raw.map[0], raw.nearest[0], image.shape[:2], calibration, self.bundle.exemplars)
         finished = time.perf_counter()
         times = StageTimes(prepared - start, inferred - prepared, finished - inferred)
         return Prediction(score, calibration.threshold, raw.map[0], regions, times)

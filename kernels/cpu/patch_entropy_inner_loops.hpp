@@ -1,9 +1,6 @@
-// The inner loops of the CPU kernel. patch_entropy.cpp includes this file once per instruction set, each time in
-// another namespace, with kLanes and kPrototypes defined there and MELIAD_TARGET as the attribute of every function:
-// the compiler splits vectors that the function they are written in has no registers for, so inlining into one that has
-// is too late.
-//
-// Nothing here may call a function that is not inlined: it would be compiled for another instruction set.
+// The inner loops of the CPU kernel. patch_entropy.cpp includes this file once per instruction set, hence no include
+// guard: each time in another namespace that defines kLanes and kPrototypes, with MELIAD_TARGET as the attribute that
+// compiles a function for that instruction set. Nothing here may call a function that is not inlined.
 
 #define MELIAD_INLINE MELIAD_TARGET __attribute__((always_inline)) inline
 

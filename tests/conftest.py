@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+SIZE = 128
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on standard output."""
+        return json.loads(self.out)
+
+    @property
+    def error_line(self) -> str:
+        """The last line on standard error, which must be the only one that names the program, without a traceback."""
+        assert "Traceback" not in self.err
+        lines = self.err.splitlines()
+        assert [line for line in lines if line.startswith("meliad-edge: ")] == lines[-1:]
+        return lines[-1].removeprefix("meliad-edge: ")
+
+
+Invoke = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def invoke() -> Invoke:
+    """Run the real command line in this process."""
+    from meliad_edge.cli import main
+
+    def run(*arguments: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as stopped,
+        ):
+            main([str(argument) for argument in arguments])
+        return Outcome(int(stopped.value.code or 0), out.getvalue(), err.getvalue())
+
+    return run
+
+
+def _texture(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Brushed metal: soft shading, horizontal grain and noise, uint8 [128, 128, 3]."""
+    shading = cv2.resize(rng.normal(0.0, 8.0, (4, 4)), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    grain = cv2.blur(rng.normal(0.0, 40.0, (SIZE, SIZE)), (31, 1))
+    level = 120.0 + shading + grain + rng.normal(0.0, 4.0, (SIZE, SIZE))
+    tint = np.array([0.95, 1.0, 1.05])
+    return np.asarray(np.clip(level[..., None] * tint, 0, 255), dtype=np.uint8)
+
+
+def _scratch(rng: np.random.Generator, mask: NDArray[np.uint8]) -> None:
+    x, y = (int(v) for v in rng.integers(25, SIZE - 25, 2))
+    angle = rng.uniform(0.3, 2.8)
+    end = (int(x + 40 * np.cos(angle)), int(y + 40 * np.sin(angle)))
+    cv2.line(mask, (x, y), end, 255, 3)
+
+
+def _stain(rng: np.random.Generator, mask: NDArray[np.uint8]) -> None:
+    centre = tuple(int(v) for v in rng.integers(25, SIZE - 25, 2))
+    cv2.ellipse(mask, centre, tuple(int(v) for v in rng.integers(8, 15, 2)), int(rng.integers(180)), 0, 360, 255, -1)
+
+
+_DEFECTS = {"scratch": (_scratch, 235), "stain": (_stain, 45)}
+
+
+def write_texture_set(root: Path, *, train: int = 24, test: int = 8, defects: int = 8) -> Path:
+    """An MVTec-style set of drawn pictures: two defect classes with masks, the same on every machine."""
+    rng = np.random.default_rng(20)
+    for folder, count in (("train/good", train), ("test/good", test)):
+        (root / folder).mkdir(parents=True)
+        for index in range(count):
+            cv2.imwrite(str(root / folder / f"{index:03d}.png"), _texture(rng))
+    for name, (draw, level) in _DEFECTS.items():
+        (root / "test" / name).mkdir(parents=True)
+        (root / "ground_truth" / name).mkdir(parents=True)
+        for index in range(defects):
+            picture, mask = _texture(rng), np.zeros((SIZE, SIZE), np.uint8)
+            draw(rng, mask)
+            picture[mask > 0] = picture[mask > 0] // 4 + level * 3 // 4
+            cv2.imwrite(str(root / "test" / name / f"{index:03d}.png"), picture)
+            cv2.imwrite(str(root / "ground_truth" / name / f"{index:03d}_mask.png"), mask)
+    return root
+
+
+@pytest.fixture(scope="session")
+def texture_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MVTec-style set: 24 normal training pictures, 8 normal and 2 x 8 defective test pictures. Read only."""
+    return write_texture_set(tmp_path_factory.mktemp("textures") / "metal")
+
+
+@pytest.fixture(scope="session")
+def run_folder(texture_set: Path, invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that `fit` left. Read only."""
+    out = tmp_path_factory.mktemp("fit") / "run"
+    outcome = invoke("fit", texture_set, "--shots", 4, "--image-size", SIZE, "--out", out)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundle_file(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that `export` made of it. Read only."""
+    path = tmp_path_factory.mktemp("export") / "metal.meliad"
+    outcome = invoke("export", run_folder, "--out", path)
+    assert outcome.code == 0, outcome.err
+    return path
