@@ -19,7 +19,7 @@ from meliad_edge.calibrate import calibrate
 from meliad_edge.export.graph import export_bare_backbone, export_graph
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import DEFAULT_BACKBONE, load_backbone
-from meliad_edge.models.network import ScoringNetwork, TrainingImages
+from meliad_edge.models.network import DetectorNetwork, TrainingImages
 from meliad_edge.progress import track
 from meliad_edge.runtime.load import load_predictor
 from meliad_edge.runtime.predictor import Predictor
@@ -94,7 +94,7 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _noise_network() -> ScoringNetwork:
+def _noise_network() -> DetectorNetwork:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (_TRAINING_FRAMES + 10, SIZE, SIZE, 3), dtype=np.uint8)
     images = TrainingImages(frames[:_TRAINING_FRAMES], frames[_TRAINING_FRAMES:])
@@ -108,14 +108,14 @@ def _moving_pattern(count: int) -> list[NDArray[np.uint8]]:
     return [np.repeat(wave[..., np.newaxis], 3, axis=2).astype(np.uint8) for wave in waves]
 
 
-def _predictor(network: ScoringNetwork, path: Path) -> Predictor:
+def _predictor(network: DetectorNetwork, path: Path) -> Predictor:
     manifest = Manifest(
         name="limit",
         detector="meliad",
         backbone=DEFAULT_BACKBONE,
         input_hw=network.input_hw,
         grid_hw=network.grid_hw,
-        top_cells=network.scoring.top_cells,
+        top_cells=network.top_cells,
         created_by=f"meliad-edge {__version__}",
         dataset="noise",
         licence="none",

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from meliad_edge.export.scoring_function import scoring_function, scoring_node, scoring_opset
-from meliad_edge.models.network import ScoringNetwork
+from meliad_edge.models.network import DetectorNetwork, PrototypeNetwork
+from meliad_edge.runtime.onnxruntime_engine import OUTPUT_NAMES
 
 OPSET = 18
 # The oldest ONNX Runtime that has wheels for JetPack 6 reads files up to this version.
@@ -23,7 +24,7 @@ IR_VERSION = 10
 class _Embedding(nn.Module):
     """The part of a network in front of the scoring node."""
 
-    def __init__(self, network: ScoringNetwork) -> None:
+    def __init__(self, network: PrototypeNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -31,17 +32,26 @@ class _Embedding(nn.Module):
         return self.network.embed(frames)
 
 
-def export_graph(network: ScoringNetwork) -> onnx.ModelProto:
+def export_graph(network: DetectorNetwork) -> onnx.ModelProto:
     """Convert a network.
 
-    The part in front of the scoring node is traced by torch; the node and its function body are appended,
-    so that no exporter can take them apart.
+    The scoring node of a prototype network and its function body are appended to the traced embedding, so that no
+    exporter can take them apart; any other network is traced whole.
 
     Returns:
-        A checked model of opset 18 plus the ``meliad`` domain. Input ``frames`` uint8 [batch, H, W, 3];
-        outputs ``score_raw`` [batch], ``map_raw`` [batch, h, w], ``nearest`` int64 [batch, 2, h, w].
+        A checked model of opset 18, for a prototype network plus the ``meliad`` domain. Input ``frames`` uint8
+        [batch, H, W, 3]; outputs ``score_raw`` [batch], ``map_raw`` [batch, h, w], ``nearest`` int64 [batch, 2, h, w].
     """
-    model = _export_module(_Embedding(network), network.input_hw, ["embeddings"])
+    if isinstance(network, PrototypeNetwork):
+        model = _export_module(_Embedding(network), network.input_hw, ["embeddings"])
+        _append_scoring(model, network)
+    else:
+        model = _export_module(network, network.input_hw, list(OUTPUT_NAMES))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _append_scoring(model: onnx.ModelProto, network: PrototypeNetwork) -> None:
     graph = model.graph
     height, width = network.grid_hw
     graph.initializer.extend(
@@ -50,8 +60,7 @@ def export_graph(network: ScoringNetwork) -> onnx.ModelProto:
             numpy_helper.from_array(network.direction.detach().numpy(), "direction"),
         ]
     )
-    outputs = ("score_raw", "map_raw", "nearest")
-    graph.node.append(scoring_node(("embeddings", "prototypes", "direction"), outputs, network.scoring))
+    graph.node.append(scoring_node(("embeddings", "prototypes", "direction"), OUTPUT_NAMES, network.scoring))
     del graph.output[:]
     graph.output.extend(
         [
@@ -62,11 +71,9 @@ def export_graph(network: ScoringNetwork) -> onnx.ModelProto:
     )
     model.functions.append(scoring_function())
     model.opset_import.append(scoring_opset())
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
-def export_bare_backbone(network: ScoringNetwork) -> onnx.ModelProto:
+def export_bare_backbone(network: DetectorNetwork) -> onnx.ModelProto:
     """The backbone alone, with the same input: the yardstick of every latency ratio."""
     return _export_module(network.backbone, network.input_hw, ["fine", "coarse"])
 

@@ -73,7 +73,7 @@ def export_bundle(run: Run, out: Path) -> tuple[Manifest, list[ParityResult]]:
         backbone=run.config.backbone,
         input_hw=run.network.input_hw,
         grid_hw=run.network.grid_hw,
-        top_cells=run.network.scoring.top_cells,
+        top_cells=run.network.top_cells,
         created_by=f"meliad-edge {__version__}",
         dataset=run.dataset,
         licence=run.licence,

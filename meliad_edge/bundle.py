@@ -21,17 +21,19 @@ import hashlib
 import io
 import json
 import re
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from meliad_edge import calibrate
 from meliad_edge.calibrate import Calibration
 from meliad_edge.errors import BundleError
 from meliad_edge.exemplars import Exemplar, from_fields, to_contact_sheet, to_fields
@@ -42,10 +44,14 @@ SCHEMA_VERSION = 1
 _MAX_PARTS = 256
 _MAX_PART_BYTES = 512 * 1024 * 1024
 _MAX_TOTAL_BYTES = 1024 * 1024 * 1024
-_MAX_IMAGE_PIXELS = 64 * 1024 * 1024
+_MAX_SHEET_PIXELS = 64 * 1024 * 1024
+_MAX_INPUT_SIDE = 1024
 _PART_NAME = re.compile(
     r"manifest\.json|model\.onnx|calibration\.json|golden\.json|golden/\d{3}\.png|golden/maps\.npy|exemplars\.(json|png)"
 )
+
+
+_Side = Annotated[int, Field(ge=1, le=_MAX_INPUT_SIDE)]
 
 
 class Part(BaseModel):
@@ -68,8 +74,8 @@ class Manifest(BaseModel):
     detector: str = Field(max_length=64)
     backbone: str = Field(max_length=64)
     precision: Literal["fp32"] = "fp32"
-    input_hw: tuple[int, int]
-    grid_hw: tuple[int, int]
+    input_hw: tuple[_Side, _Side]
+    grid_hw: tuple[_Side, _Side]
     top_cells: int = Field(ge=1)
     created_by: str = Field(max_length=64)
     dataset: str = Field(max_length=200)
@@ -171,14 +177,15 @@ def open_bundle(path: Path) -> Bundle:
     except FileNotFoundError as error:
         msg = f"{path}: no such bundle; make one with: meliad-edge export RUN --out {path.name}"
         raise BundleError(msg) from error
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, struct.error, NotImplementedError, RuntimeError) as error:
         msg = f"{path}: not a readable .meliad bundle ({error}); copy it again or export it again"
         raise BundleError(msg) from error
     manifest = _verify(contents, path)
     try:
         return _assemble(manifest, contents)
-    except (KeyError, TypeError, ValueError, IndexError, cv2.error) as error:
-        msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {error}); export it again"
+    except (LookupError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError, cv2.error) as error:
+        reason = " ".join(str(error).split())[:200]
+        msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {reason}); export it again"
         raise BundleError(msg) from error
 
 
@@ -194,6 +201,10 @@ def _read_parts(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     for entry in entries:
         if not _PART_NAME.fullmatch(entry.filename) or entry.filename in contents:
             msg = f"{path}: unexpected part {entry.filename[:80]!r}; this is not a bundle of ours"
+            raise BundleError(msg)
+        # What is stored cannot unpack to more than the file holds.
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size:
+            msg = f"{path}: part {entry.filename} is compressed, parts of a bundle never are; export it again"
             raise BundleError(msg)
         with archive.open(entry) as part:
             data = part.read(entry.file_size + 1)
@@ -217,9 +228,13 @@ def _verify(contents: Mapping[str, bytes], path: Path) -> Manifest:
             )
             raise BundleError(msg)
         manifest = Manifest.model_validate(fields)
-    except (ValidationError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        first_line = str(error).splitlines()[0]
-        msg = f"{path}: manifest.json is not valid ({first_line}); export the bundle again"
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))[:80]
+        msg = f"{path}: manifest.json is not valid ({place!r}: {first['msg']}); export the bundle again"
+        raise BundleError(msg) from error
+    except (ValueError, RecursionError) as error:
+        msg = f"{path}: manifest.json is not JSON ({error}); export the bundle again"
         raise BundleError(msg) from error
     if set(manifest.parts) != set(contents) - {"manifest.json"}:
         odd = sorted(set(manifest.parts) ^ (set(contents) - {"manifest.json"}))[0]
@@ -233,22 +248,21 @@ def _verify(contents: Mapping[str, bytes], path: Path) -> Manifest:
 
 
 def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
-    calibration_fields = json.loads(contents["calibration.json"])
-    calibration = Calibration(**{**calibration_fields, "scores": tuple(calibration_fields["scores"])})
+    calibration = calibrate.from_fields(json.loads(contents["calibration.json"]))
     golden_fields = json.loads(contents["golden.json"])
-    maps = np.load(io.BytesIO(contents["golden/maps.npy"]), allow_pickle=False) if golden_fields else np.empty(0)
+    maps = _decode_maps(contents["golden/maps.npy"], (len(golden_fields), *manifest.grid_hw)) if golden_fields else ()
     golden = tuple(
         GoldenFrame(
             name=str(fields["name"]),
             defect=str(fields["defect"]),
-            frame=_decode_png(contents[f"golden/{index:03d}.png"]),
+            frame=_decode_golden(contents[f"golden/{index:03d}.png"], manifest.input_hw),
             score=float(fields["score"]),
-            map=np.asarray(maps[index], dtype=np.float32),
+            map=evidence,
         )
-        for index, fields in enumerate(golden_fields)
+        for index, (fields, evidence) in enumerate(zip(golden_fields, maps, strict=True))
     )
     exemplar_fields = json.loads(contents["exemplars.json"])
-    exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"])) if exemplar_fields else ()
+    exemplars = from_fields(exemplar_fields, _decode_sheet(contents["exemplars.png"])) if exemplar_fields else ()
     return Bundle(manifest, contents["model.onnx"], calibration, golden, exemplars)
 
 
@@ -272,11 +286,38 @@ def _encode_png(image: NDArray[np.uint8]) -> bytes:
     return data.tobytes()
 
 
-def _decode_png(data: bytes) -> NDArray[np.uint8]:
-    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-    if not data.startswith(b"\x89PNG") or width * height > _MAX_IMAGE_PIXELS:
+def _decode_maps(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    maps = np.load(io.BytesIO(data), allow_pickle=False)
+    if maps.dtype != np.dtype("<f4") or maps.shape != shape:
+        msg = f"golden maps are {maps.dtype} {list(maps.shape)}, not float32 {list(shape)}"
+        raise ValueError(msg)
+    return np.asarray(maps, dtype=np.float32)
+
+
+def _decode_golden(data: bytes, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    if _png_size_hw(data) != size_hw:
+        msg = "a golden frame has another size than the model takes"
+        raise ValueError(msg)
+    return _decode_png(data)
+
+
+def _decode_sheet(data: bytes) -> NDArray[np.uint8]:
+    height, width = _png_size_hw(data)
+    if width * height > _MAX_SHEET_PIXELS:
         msg = f"picture of {width} x {height} pixels is not allowed"
         raise ValueError(msg)
+    return _decode_png(data)
+
+
+def _png_size_hw(data: bytes) -> tuple[int, int]:
+    """Read from the header, before anything is unpacked."""
+    if not data.startswith(b"\x89PNG"):
+        msg = "a picture is not a PNG file"
+        raise ValueError(msg)
+    return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+
+
+def _decode_png(data: bytes) -> NDArray[np.uint8]:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         msg = "picture cannot be decoded"

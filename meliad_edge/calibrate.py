@@ -6,8 +6,9 @@ The threshold lives outside the exported graph, so it can be moved without expor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +112,21 @@ def calibrate(
         scores=tuple(float(s) for s in ordered),
         score_offset=score_offset,
     )
+
+
+def from_fields(fields: Mapping[str, Any]) -> Calibration:
+    """The inverse of ``dataclasses.asdict``, for what was read from JSON.
+
+    Raises:
+        KeyError, TypeError: Fields are missing, unknown or of another type.
+        ValueError: There are no scores, or a figure is not finite.
+    """
+    calibration = Calibration(**{**fields, "scores": tuple(fields["scores"])})
+    *figures, scores, offset = astuple(calibration)
+    if not scores or not all(math.isfinite(figure) for figure in (*figures, *scores, offset)):
+        msg = "calibration without scores, or with a figure that is not finite"
+        raise ValueError(msg)
+    return calibration
 
 
 def _threshold_above(ordered: NDArray[np.float64], rank: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 EXEMPLAR_SIZE = 48
 _TILES_PER_ROW = 32
@@ -32,6 +33,17 @@ class Exemplar:
     width: int
     height: int
     patch: NDArray[np.uint8]
+
+
+class _ExemplarRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    defect: str
+    source: str
+    x: int
+    y: int
+    width: int
+    height: int
 
 
 def cut_exemplar(
@@ -75,14 +87,14 @@ def from_fields(fields: Sequence[dict[str, Any]], sheet: NDArray[np.uint8]) -> t
     """The inverse of :func:`to_fields` and :func:`to_contact_sheet`.
 
     Raises:
-        ValueError: The sheet is too small for that many exemplars.
-        TypeError: Fields are missing or unknown.
+        ValueError: The sheet is too small for that many exemplars, or fields are missing, unknown or of another type.
     """
     rows = -(-len(fields) // _TILES_PER_ROW)
     if sheet.shape[0] < rows * EXEMPLAR_SIZE or sheet.shape[1] < _TILES_PER_ROW * EXEMPLAR_SIZE:
         msg = f"contact sheet of {sheet.shape[1]} x {sheet.shape[0]} pixels is too small for {len(fields)} exemplars"
         raise ValueError(msg)
-    return tuple(Exemplar(**values, patch=_tile(sheet, index)) for index, values in enumerate(fields))
+    records = [_ExemplarRecord.model_validate(values) for values in fields]
+    return tuple(Exemplar(**dict(record), patch=_tile(sheet, index)) for index, record in enumerate(records))
 
 
 def _tile(sheet: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """The run folder: what ``fit`` leaves behind and every later verb of the workshop reads.
 
 Its files:
-    run.json               settings, facts of the fit, scoring scalars, versions
+    run.json               settings, facts of the fit, scalars of the network, versions
     split.json             which image is in which of the four sets
     network.safetensors    all tensors of the network, backbone included
     calibration.json       threshold and the scores behind it
@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from meliad_edge import __version__, exemplars
+from meliad_edge import __version__, calibrate, exemplars
 from meliad_edge.calibrate import Calibration
 from meliad_edge.config import FitConfig
 from meliad_edge.data.dataset import FewShotSplit
@@ -30,8 +30,7 @@ from meliad_edge.errors import ModelError
 from meliad_edge.exemplars import Exemplar
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import Backbone
-from meliad_edge.models.network import ScoringNetwork
-from meliad_edge.models.scoring import ScoringParameters
+from meliad_edge.models.network import DetectorNetwork
 
 _RUN_VERSION = 1
 
@@ -55,7 +54,7 @@ class Run:
     dataset: str
     licence: str
     split: FewShotSplit
-    network: ScoringNetwork
+    network: DetectorNetwork
     calibration: Calibration
     exemplars: tuple[Exemplar, ...]
     facts: dict[str, Any]
@@ -80,7 +79,7 @@ def save_run(run: Run, folder: Path) -> None:
             "config": run.config.model_dump(mode="json"),
             "dataset": run.dataset,
             "licence": run.licence,
-            "scoring": asdict(run.network.scoring),
+            "network": run.network.describe(),
             "facts": run.facts,
         },
     )
@@ -111,7 +110,7 @@ def load_run(folder: Path) -> Run:
             Backbone(config.backbone),
             (config.image_size, config.image_size),
             state,
-            ScoringParameters(**fields["scoring"]),
+            fields["network"],
         )
         return Run(
             config=config,
@@ -119,18 +118,13 @@ def load_run(folder: Path) -> Run:
             licence=str(fields["licence"]),
             split=split_from_json(_read_json(folder / "split.json")),
             network=network.eval(),
-            calibration=_read_calibration(folder),
+            calibration=calibrate.from_fields(_read_json(folder / "calibration.json")),
             exemplars=_read_exemplars(folder),
             facts=dict(fields["facts"]),
         )
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         msg = f"{folder}: run folder is damaged ({type(error).__name__}: {str(error).splitlines()[0]}); fit again"
         raise ModelError(msg) from error
-
-
-def _read_calibration(folder: Path) -> Calibration:
-    fields = _read_json(folder / "calibration.json")
-    return Calibration(**{**fields, "scores": tuple(fields["scores"])})
 
 
 def _read_exemplars(folder: Path) -> tuple[Exemplar, ...]:

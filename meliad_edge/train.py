@@ -62,7 +62,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     calibration = calibrate(
         scores,
         target_false_alarm_rate=config.false_alarm_rate,
-        score_offset=fitted.network.scoring.offset,
+        score_offset=fitted.network.score_offset,
     )
     run = Run(
         config=config,

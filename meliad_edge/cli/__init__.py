@@ -55,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         typer.echo(f"meliad-edge: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a place that cannot be written, a disk that is full; what is read has errors of its own
+        if debug:
+            traceback.print_exc()
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"meliad-edge: {place}{error.strerror or error}; free or name another place", err=True)
+        sys.exit(MeliadError.exit_code)
     except KeyboardInterrupt:
         typer.echo("meliad-edge: interrupted", err=True)
         sys.exit(130)

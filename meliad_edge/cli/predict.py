@@ -65,7 +65,7 @@ def command(
                 "errors": errors,
             }
         )
-    else:
+    elif predictions:
         print_table(
             ("image", "score", "threshold", "decision", "where", "like"),
             [_row(path, prediction) for path, prediction in predictions],

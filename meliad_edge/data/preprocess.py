@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-
 # Up to this factor bilinear interpolation still looks at nearly every pixel; beyond it, detail would alias.
 _BILINEAR_LIMIT = 3.0
 

@@ -8,7 +8,7 @@ The prototypes of both classes are our extension; docs/method.md says which part
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.features import extract_patch_features, pooled_levels, upsample_to
-from meliad_edge.models.network import FittedDetector, PatchSite, ScoringNetwork, TrainingImages, register
+from meliad_edge.models.network import FittedDetector, PatchSite, PrototypeNetwork, TrainingImages, register
 from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, nearest_patch
 from meliad_edge.models.scoring import ScoringParameters
 from meliad_edge.models.whitening import Whitening, fit_whitening
@@ -40,7 +40,7 @@ _PROTOTYPE_IMAGES = 500
 _SHORTEST = 0.05
 
 
-class MeliadNetwork(ScoringNetwork):
+class MeliadNetwork(PrototypeNetwork):
     """Backbone, learned metric, prototypes and direction.
 
     The metric is two 1x1 convolutions, one per feature level. They are applied before the coarse level is
@@ -156,11 +156,11 @@ class Meliad:
         return FittedDetector(network.eval(), tuple(sites), facts)
 
     def build(
-        self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], scoring: ScoringParameters
+        self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], description: dict[str, Any]
     ) -> MeliadNetwork:
-        """Rebuild a fitted network from its saved state."""
+        """Rebuild a fitted network from its tensors and the scalars of its scoring."""
         count, depth = state["prototypes"].shape
-        network = MeliadNetwork(backbone, input_hw, depth, count, scoring)
+        network = MeliadNetwork(backbone, input_hw, depth, count, ScoringParameters(**description))
         network.load_state_dict(state)
         return network
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -44,15 +44,12 @@ class PatchSite:
     cell: tuple[int, int]
 
 
-class ScoringNetwork(nn.Module, ABC):
-    """Frames to embeddings, prototypes and the scoring node: the shape every exported graph has.
+class DetectorNetwork(nn.Module, ABC):
+    """Frames to raw scores: what a detector trains, and what is exported.
 
-    Subclasses compute embeddings and hold ``prototypes`` [K, D] and ``direction`` [D].
+    Subclasses keep the by-design property: the mean of a map's ``top_cells`` largest cells plus
+    ``score_offset`` is the image's score.
     """
-
-    prototypes: Tensor
-    direction: Tensor
-    scoring: ScoringParameters
 
     def __init__(self, backbone: Backbone, input_hw: tuple[int, int]) -> None:
         super().__init__()
@@ -60,12 +57,63 @@ class ScoringNetwork(nn.Module, ABC):
         self.input_hw = input_hw
         self.grid_hw = (input_hw[0] // 16, input_hw[1] // 16)
 
+    @property
+    @abstractmethod
+    def top_cells(self) -> int:
+        """Cells of the map whose mean is the score."""
+
+    @property
+    @abstractmethod
+    def score_offset(self) -> float:
+        """Constant b0 added to that mean."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What :meth:`Detector.build` needs beside the tensors; JSON values."""
+
+    @abstractmethod
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score frames.
+
+        Args:
+            frames: uint8 RGB [N, H, W, 3].
+
+        Returns:
+            Score [N], map [N, h, w], and nearest [N, 2, h, w] int64: per cell the nearest prototype of the normal
+            and of the anomaly class, -1 for a network without prototypes.
+        """
+
+
+class PrototypeNetwork(DetectorNetwork):
+    """A network whose last step is the fused scoring node: embeddings against prototypes of both classes.
+
+    Subclasses compute embeddings and hold ``prototypes`` [K, D], ``direction`` [D] and ``scoring``.
+    """
+
+    prototypes: Tensor
+    direction: Tensor
+    scoring: ScoringParameters
+
+    @property
+    def top_cells(self) -> int:
+        """Cells of the map whose mean is the score."""
+        return self.scoring.top_cells
+
+    @property
+    def score_offset(self) -> float:
+        """Constant b0 added to that mean."""
+        return self.scoring.offset
+
+    def describe(self) -> dict[str, Any]:
+        """The scalars of the scoring."""
+        return asdict(self.scoring)
+
     @abstractmethod
     def embed(self, frames: Tensor) -> Tensor:
         """uint8 frames [N, H, W, 3] to patch embeddings [N, D, h, w]."""
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Score uint8 frames [N, H, W, 3]; see :func:`~meliad_edge.models.scoring.patch_entropy_score`."""
+        """Score frames; see :func:`~meliad_edge.models.scoring.patch_entropy_score`."""
         return patch_entropy_score(self.embed(frames), self.prototypes, self.direction, self.scoring)
 
 
@@ -79,7 +127,7 @@ class FittedDetector:
         facts: What fitting chose by itself, for reports; JSON values.
     """
 
-    network: ScoringNetwork
+    network: DetectorNetwork
     sites: tuple[PatchSite, ...]
     facts: dict[str, Any]
 
@@ -92,9 +140,9 @@ class Detector(Protocol):
         ...
 
     def build(
-        self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], scoring: ScoringParameters
-    ) -> ScoringNetwork:
-        """Rebuild a fitted network from its saved state."""
+        self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], description: dict[str, Any]
+    ) -> DetectorNetwork:
+        """Rebuild a fitted network from its tensors and what it said of itself in ``describe``."""
         ...
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meliad_edge.models.network import ScoringNetwork
+from meliad_edge.models.network import DetectorNetwork
 from meliad_edge.runtime.engine import RawScores
 
 
@@ -15,7 +15,7 @@ class TorchEngine:
 
     name = "pytorch"
 
-    def __init__(self, network: ScoringNetwork) -> None:
+    def __init__(self, network: DetectorNetwork) -> None:
         self._network = network.eval()
 
     @property
