@@ -35,7 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from meliad_edge import calibrate
 from meliad_edge.calibrate import Calibration
-from meliad_edge.errors import BundleError
+from meliad_edge.data.images import decode_image
+from meliad_edge.errors import BundleError, ImageError
 from meliad_edge.exemplars import Exemplar, from_fields, to_contact_sheet, to_fields
 
 FORMAT = "meliad-bundle"
@@ -47,7 +48,7 @@ _MAX_TOTAL_BYTES = 1024 * 1024 * 1024
 _MAX_SHEET_PIXELS = 64 * 1024 * 1024
 _MAX_INPUT_SIDE = 1024
 _PART_NAME = re.compile(
-    r"manifest\.json|model\.onnx|calibration\.json|golden\.json|golden/\d{3}\.png|golden/maps\.npy|exemplars\.(json|png)"
+    r"manifest\.json|model\.onnx|calibration\.json|golden\.json|golden/[0-9]{3}\.png|golden/maps\.npy|exemplars\.(json|png)"
 )
 
 
@@ -177,13 +178,13 @@ def open_bundle(path: Path) -> Bundle:
     except FileNotFoundError as error:
         msg = f"{path}: no such bundle; make one with: meliad-edge export RUN --out {path.name}"
         raise BundleError(msg) from error
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, struct.error, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, struct.error, RuntimeError) as error:
         msg = f"{path}: not a readable .meliad bundle ({error}); copy it again or export it again"
         raise BundleError(msg) from error
     manifest = _verify(contents, path)
     try:
         return _assemble(manifest, contents)
-    except (LookupError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError, cv2.error) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, ImageError) as error:
         reason = " ".join(str(error).split())[:200]
         msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {reason}); export it again"
         raise BundleError(msg) from error
@@ -262,7 +263,7 @@ def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
         for index, (fields, evidence) in enumerate(zip(golden_fields, maps, strict=True))
     )
     exemplar_fields = json.loads(contents["exemplars.json"])
-    exemplars = from_fields(exemplar_fields, _decode_sheet(contents["exemplars.png"])) if exemplar_fields else ()
+    exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"], _MAX_SHEET_PIXELS)) if exemplar_fields else ()
     return Bundle(manifest, contents["model.onnx"], calibration, golden, exemplars)
 
 
@@ -287,7 +288,11 @@ def _encode_png(image: NDArray[np.uint8]) -> bytes:
 
 
 def _decode_maps(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    maps = np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        maps = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # NumPy reads the header as Python source and lets through what that raises
+        msg = f"golden maps cannot be read ({type(error).__name__})"
+        raise ValueError(msg) from error
     if maps.dtype != np.dtype("<f4") or maps.shape != shape:
         msg = f"golden maps are {maps.dtype} {list(maps.shape)}, not float32 {list(shape)}"
         raise ValueError(msg)
@@ -295,31 +300,16 @@ def _decode_maps(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _decode_golden(data: bytes, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    if _png_size_hw(data) != size_hw:
+    frame = _decode_png(data, size_hw[0] * size_hw[1])
+    if frame.shape[:2] != size_hw:
         msg = "a golden frame has another size than the model takes"
         raise ValueError(msg)
-    return _decode_png(data)
+    return frame
 
 
-def _decode_sheet(data: bytes) -> NDArray[np.uint8]:
-    height, width = _png_size_hw(data)
-    if width * height > _MAX_SHEET_PIXELS:
-        msg = f"picture of {width} x {height} pixels is not allowed"
+def _decode_png(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    if not data.startswith(b"\x89PNG") or width * height > max_pixels:
+        msg = f"a picture is not a PNG file of at most {max_pixels} pixels"
         raise ValueError(msg)
-    return _decode_png(data)
-
-
-def _png_size_hw(data: bytes) -> tuple[int, int]:
-    """Read from the header, before anything is unpacked."""
-    if not data.startswith(b"\x89PNG"):
-        msg = "a picture is not a PNG file"
-        raise ValueError(msg)
-    return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-
-
-def _decode_png(data: bytes) -> NDArray[np.uint8]:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        msg = "picture cannot be decoded"
-        raise ValueError(msg)
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return decode_image(data, "picture")

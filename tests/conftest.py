@@ -118,6 +118,15 @@ def run_folder(texture_set: Path, invoke: Invoke, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
+def small_run(texture_set: Path, invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at 64 pixels with two shots, which is quicker. Read only."""
+    out = tmp_path_factory.mktemp("fit-small") / "run"
+    outcome = invoke("fit", texture_set, "--shots", 2, "--image-size", 64, "--out", out)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+@pytest.fixture(scope="session")
 def bundle_file(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle that `export` made of it. Read only."""
     path = tmp_path_factory.mktemp("export") / "metal.meliad"

@@ -55,6 +55,11 @@ class OnnxRuntimeEngine:
             msg = f"ONNX Runtime {ort.__version__} refuses the graph ({first_line}); export the bundle again"
             raise BundleError(msg) from error
         frames = self.session.get_inputs()[0]
+        outputs = [output.name for output in self.session.get_outputs()]
+        is_ours = frames.type == "tensor(uint8)" and [type(side) for side in frames.shape[1:]] == [int, int, int]
+        if not is_ours or outputs != list(OUTPUT_NAMES):
+            msg = f"the graph takes {frames.type} {frames.shape} and gives {outputs}; it is not a model of ours"
+            raise BundleError(msg)
         self._input_name: str = frames.name
         self._input_size_hw: tuple[int, int] = (frames.shape[1], frames.shape[2])
 

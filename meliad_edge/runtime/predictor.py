@@ -84,8 +84,8 @@ class Prediction:
 
     @property
     def is_anomaly(self) -> bool:
-        """Whether the score reaches the threshold."""
-        return self.score >= self.threshold
+        """Whether the score reaches the threshold; a score that is not a number never passes as normal."""
+        return not self.score < self.threshold
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, the map as rows of cells."""
@@ -120,7 +120,7 @@ class Predictor:
         calibration = self.bundle.calibration
         score = float(raw.score[0])
         regions: tuple[Region, ...] = ()
-        if score >= calibration.threshold:
+        if not score < calibration.threshold:
             regions = find_regions(raw.map[0], raw.nearest[0], image.shape[:2], calibration, self.bundle.exemplars)
         finished = time.perf_counter()
         times = StageTimes(prepared - start, inferred - prepared, finished - inferred)
@@ -134,7 +134,7 @@ def find_regions(
     calibration: Calibration,
     exemplars: Sequence[Exemplar],
 ) -> tuple[Region, ...]:
-    """Connected cells at or above the cell threshold, as boxes on the image, highest peak first.
+    """Connected cells at or above the cell threshold, or not a number, as boxes on the image, highest peak first.
 
     Args:
         evidence: Map, float32 [h, w].
@@ -143,7 +143,7 @@ def find_regions(
         calibration: Gives the cell threshold.
         exemplars: One per prototype; a prototype without one is not explained.
     """
-    marked = (evidence >= calibration.cell_threshold).astype(np.uint8)
+    marked = (~(evidence < calibration.cell_threshold)).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(marked, connectivity=8)
     scale_y, scale_x = image_hw[0] / evidence.shape[0], image_hw[1] / evidence.shape[1]
     regions = []

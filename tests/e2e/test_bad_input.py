@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
@@ -32,6 +33,16 @@ def _giant(path: Path) -> None:
 @pytest.fixture
 def stain(texture_set: Path) -> Path:
     return texture_set / "test" / "stain" / "000.png"
+
+
+@pytest.fixture
+def own_run(small_run: Path, own_set: Path, tmp_path: Path) -> Path:
+    """A run on that copy."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    split = json.loads((run / "split.json").read_text())
+    (run / "split.json").write_text(json.dumps(split | {"root": str(own_set)}))
+    return run
 
 
 @pytest.fixture
@@ -76,8 +87,8 @@ def test_unusual_pictures_are_decided_as_the_plain_one(
     ("name", "write", "says"),
     [
         ("missing.png", lambda path, data: None, "missing.png"),
-        ("zero.png", lambda path, data: path.write_bytes(b""), "empty"),
-        ("cut.png", lambda path, data: path.write_bytes(data[: len(data) // 2]), "truncated"),
+        ("zero.png", lambda path, data: path.write_bytes(b""), "0 bytes"),
+        ("cut.png", lambda path, data: path.write_bytes(data[: len(data) // 2]), "cut short"),
         ("text.png", lambda path, data: path.write_bytes(b"this is no picture\n" * 9), "text.png"),
         ("giant.png", lambda path, data: _giant(path), "60000"),
         ("folder.png", lambda path, data: path.mkdir(), "folder.png"),
@@ -131,29 +142,26 @@ def test_bad_training_pictures_are_skipped_and_named(invoke: Any, own_set: Path,
     assert all(name in "".join(skipped) for name in ("003.png", "007.png", "011.png"))
 
 
-def test_bad_test_pictures_are_counted(invoke: Any, own_set: Path, tmp_path: Path) -> None:
-    assert invoke("fit", own_set, "--shots", 2, "--image-size", 64, "--out", tmp_path / "run").code == 0
+def test_bad_test_pictures_are_counted(invoke: Any, own_set: Path, own_run: Path) -> None:
     (own_set / "test" / "good" / "000.png").write_bytes(b"")
-    outcome = invoke("evaluate", tmp_path / "run", "--json")
+    outcome = invoke("evaluate", own_run, "--json")
     assert outcome.json["unreadable_images"] == 1
     assert outcome.json["test_normals"] == 7
     assert "000.png" in outcome.err
 
 
-def test_all_normal_test_pictures_bad(invoke: Any, own_set: Path, tmp_path: Path) -> None:
-    assert invoke("fit", own_set, "--shots", 2, "--image-size", 64, "--out", tmp_path / "run").code == 0
+def test_all_normal_test_pictures_bad(invoke: Any, own_set: Path, own_run: Path) -> None:
     for path in (own_set / "test" / "good").iterdir():
         path.write_bytes(b"")
-    outcome = invoke("evaluate", tmp_path / "run", "--json")
+    outcome = invoke("evaluate", own_run, "--json")
     assert outcome.code == DATA
     assert outcome.error_line
 
 
-def test_a_mask_of_another_size(invoke: Any, own_set: Path, tmp_path: Path) -> None:
+def test_a_mask_of_another_size(invoke: Any, own_set: Path, own_run: Path) -> None:
     for mask in (own_set / "ground_truth" / "stain").iterdir():
         cv2.imwrite(str(mask), np.full((64, 128), 255, np.uint8))
-    assert invoke("fit", own_set, "--shots", 2, "--image-size", 64, "--out", tmp_path / "run").code == 0
-    outcome = invoke("evaluate", tmp_path / "run", "--json")
+    outcome = invoke("evaluate", own_run, "--json")
     assert outcome.code == DATA
     assert "is 128x64 pixels, its image 128x128" in outcome.error_line
 
@@ -257,13 +265,12 @@ def test_a_video_that_never_opens(invoke: Any, bundle_file: Path, tmp_path: Path
     "arguments",
     [
         ("fit", "{data}", "--shots", "1", "--image-size", "64", "--out", "{file}"),
-        ("export", "{run}", "--out", "{file}/x.meliad"),
         ("export", "{run}", "--out", "{folder}"),
         ("evaluate", "{run}", "--report", "{folder}"),
         ("evaluate", "{run}", "--report", "{file}/report.html"),
         ("predict", "{bundle}", "{data}/test/stain", "--save", "{file}"),
     ],
-    ids=["fit", "export below a file", "export onto a folder", "report onto a folder", "report below a file", "save"],
+    ids=["fit", "export onto a folder", "report onto a folder", "report below a file", "save"],
 )
 def test_a_place_that_cannot_be_written_is_one_line(
     invoke: Any, texture_set: Path, run_folder: Path, bundle_file: Path, tmp_path: Path, arguments: tuple[str, ...]

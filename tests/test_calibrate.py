@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import beta
+
+from meliad_edge.calibrate import calibrate, false_alarm_rate, from_fields
+from meliad_edge.errors import UsageError
+
+SCORES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
+RATES = st.floats(0.001, 0.999)
+
+
+@pytest.mark.parametrize(("count", "rate"), [(19, 0.1), (60, 0.05), (99, 0.01), (99, 0.42), (300, 0.01), (7, 0.5)])
+def test_new_normals_alarm_no_more_often_than_asked(count: int, rate: float) -> None:
+    """Exchangeable scores of no special distribution; the rate is over draws of the calibration set, too."""
+    random = np.random.default_rng(count)
+    draws = 20_000
+    alarms = 0
+    for _ in range(draws):
+        scores = random.exponential(size=count + 1) ** 2
+        alarms += scores[-1] >= calibrate(scores[:-1], target_false_alarm_rate=rate).threshold
+    assert alarms / draws <= rate + 4.0 * np.sqrt(rate * (1.0 - rate) / draws)
+
+
+@pytest.mark.parametrize("per_cent", range(1, 100))
+@pytest.mark.parametrize("count", [1, 9, 19, 99, 199, 250])
+def test_the_rank_is_the_smallest_that_keeps_the_rate(count: int, per_cent: int) -> None:
+    rate = Fraction(per_cent, 100)
+    kept = [k for k in range(1, count + 1) if Fraction(count + 1 - k, count + 1) <= rate]
+    rank = kept[0] if kept else count
+    calibration = calibrate(np.arange(1.0, count + 1.0), target_false_alarm_rate=per_cent / 100)
+    assert sum(score >= calibration.threshold for score in calibration.scores) == count - rank
+    assert calibration.guaranteed_false_alarm_rate == pytest.approx((count + 1 - rank) / (count + 1))
+
+
+def test_too_few_images_promise_less_than_asked() -> None:
+    calibration = calibrate(np.arange(10.0), target_false_alarm_rate=0.01)
+    assert calibration.guaranteed_false_alarm_rate == pytest.approx(1 / 11)
+    assert calibration.threshold > 9.0
+
+
+@given(SCORES, RATES)
+def test_the_threshold_touches_no_score_and_separates_them_by_rank(scores: list[float], rate: float) -> None:
+    calibration = calibrate(scores, target_false_alarm_rate=rate)
+    below = [score for score in calibration.scores if score < calibration.threshold]
+    above = [score for score in calibration.scores if score >= calibration.threshold]
+    assert below
+    assert len(above) <= rate * (len(scores) + 1) + 1e-6
+    assert calibration.threshold > below[-1]
+    # Engines compute in float32; the last normal score stays normal in it.
+    assert np.float32(below[-1]) < calibration.threshold
+    if above and above[0] - below[-1] > 1e-3 * max(1.0, abs(above[0])):
+        assert calibration.threshold < above[0]
+
+
+def test_an_engine_that_rounds_otherwise_decides_alike() -> None:
+    """The last normal image keeps its decision when its score moves by what the parity check lets pass."""
+    from meliad_edge.parity import SCORE_LIMIT
+
+    scores = np.random.default_rng(3).gamma(4.0, size=50)
+    calibration = calibrate(scores, target_false_alarm_rate=0.01)
+    unit = calibration.threshold - float(np.median(scores))
+    assert scores.max() + SCORE_LIMIT * unit < calibration.threshold
+
+
+@given(st.integers(1, 400), st.data())
+def test_the_upper_bound_is_that_of_clopper_and_pearson(count: int, data: st.DataObject) -> None:
+    alarms = data.draw(st.integers(0, count))
+    calibration = calibrate(np.arange(float(count)))
+    _, bound = false_alarm_rate(calibration, threshold=float(count - alarms))
+    expected = 1.0 if alarms == count else beta.ppf(0.95, alarms + 1, count - alarms)
+    assert bound == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_observed_rate_of_another_threshold() -> None:
+    calibration = calibrate([1.0, 2.0, 3.0, 4.0])
+    assert false_alarm_rate(calibration, 3.0)[0] == 0.5
+    assert false_alarm_rate(calibration, 5.0)[0] == 0.0
+    assert false_alarm_rate(calibration, 0.0) == (1.0, 1.0)
+
+
+def test_equal_scores() -> None:
+    calibration = calibrate([2.0] * 30, target_false_alarm_rate=0.2)
+    assert all(score < calibration.threshold for score in calibration.scores)
+    assert calibration.threshold == pytest.approx(2.0, abs=1e-5)
+    low, high = calibration.colour_range
+    assert low < high
+
+
+@given(SCORES, RATES, st.floats(-10.0, 10.0))
+def test_order_does_not_matter_and_json_keeps_everything(scores: list[float], rate: float, offset: float) -> None:
+    calibration = calibrate(scores, target_false_alarm_rate=rate, score_offset=offset)
+    assert calibrate(scores[::-1], target_false_alarm_rate=rate, score_offset=offset) == calibration
+    assert list(calibration.scores) == sorted(scores)
+    assert from_fields(json.loads(json.dumps(asdict(calibration)))) == calibration
+
+
+def test_the_offset_moves_the_scale_of_the_map_only() -> None:
+    plain, moved = calibrate([1.0, 2.0, 4.0]), calibrate([1.0, 2.0, 4.0], score_offset=0.5)
+    assert moved.threshold == plain.threshold
+    assert moved.cell_threshold == pytest.approx(plain.cell_threshold - 0.5)
+    low, high = moved.colour_range
+    assert (moved.cell_threshold - low) / (high - low) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "says"),
+    [
+        ([], 0.01, "got none"),
+        ([1.0, float("nan")], 0.01, "1 of 2 scores are not finite"),
+        ([float("inf")], 0.01, "1 of 1"),
+        ([1.0], 0.0, "between 0 and 1"),
+        ([1.0], 1.0, "between 0 and 1"),
+        ([1.0], float("nan"), "between 0 and 1"),
+    ],
+)
+def test_refuses(scores: list[float], rate: float, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        calibrate(scores, target_false_alarm_rate=rate)
+    assert "\n" not in str(caught.value)
