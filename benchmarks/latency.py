@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from meliad_edge.bundle import Bundle
+from meliad_edge.bundle import Bundle, require_golden
 from meliad_edge.data.images import decode_image
 from meliad_edge.data.preprocess import to_model_input
 from meliad_edge.monitor.latency import LatencySummary, summarise
@@ -107,7 +107,7 @@ def measure_latency(
 
 def _write_frames(bundle: Bundle, frame_hw: tuple[int, int], folder: Path) -> list[Path]:
     files = []
-    for index, golden in enumerate(bundle.golden):
+    for index, golden in enumerate(require_golden(bundle)):
         image = cv2.resize(golden.frame, frame_hw[::-1], interpolation=cv2.INTER_LINEAR)
         path = folder / f"{index}.jpg"
         cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])

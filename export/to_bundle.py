@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from meliad_edge import __version__
 from meliad_edge.bundle import GoldenFrame, Manifest, write_bundle
 from meliad_edge.data.dataset import Sample
 from meliad_edge.data.frames import load_frames
+from meliad_edge.errors import ParityError
 from meliad_edge.export.graph import export_graph
 from meliad_edge.parity import ParityResult, compare, require_parity
 from meliad_edge.run import Run
@@ -21,6 +23,8 @@ from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from meliad_edge.runtime.torch_engine import TorchEngine
 
 _GOLDEN_FRAMES = 8
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +45,25 @@ class ReplayFrames:
 def replay_frames(run: Run) -> ReplayFrames:
     """Read the calibration normals and the shots of a run and score them with the trained network."""
     loaded = load_frames((*run.split.calibration, *run.split.shots), run.network.input_hw, "reading frames")
+    for error in loaded.errors:
+        _logger.warning("left out of the replay: %s", error)
     reference = infer_all(TorchEngine(run.network), loaded.frames, "pytorch")
     return ReplayFrames(loaded.frames, loaded.samples, reference)
 
 
 def check_parity(run: Run, model: bytes, replay: ReplayFrames) -> list[ParityResult]:
-    """Replay frames through every engine of this machine that can execute the graph."""
+    """Replay frames through every engine of this machine that can execute the graph.
+
+    Raises:
+        ParityError: The graph takes frames of another size.
+    """
     engines: list[Engine] = [OnnxRuntimeEngine(model, use_kernel=False)]
     if find_kernel_library() is not None:
         engines.append(OnnxRuntimeEngine(model))
+    if engines[0].input_size_hw != run.network.input_hw:
+        (height, width), (ours, _) = engines[0].input_size_hw, run.network.input_hw
+        msg = f"the model takes {width} x {height} pixels, the run {ours} x {ours}; it was exported from another run"
+        raise ParityError(msg)
     names = [sample.path.name for sample in replay.samples]
     return [
         compare(engine.name, replay.reference, infer_all(engine, replay.frames, engine.name), run.calibration, names)

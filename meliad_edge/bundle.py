@@ -190,6 +190,18 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(msg) from error
 
 
+def require_golden(bundle: Bundle) -> tuple[GoldenFrame, ...]:
+    """The golden frames of a bundle.
+
+    Raises:
+        BundleError: It has none.
+    """
+    if not bundle.golden:
+        msg = f"bundle {bundle.manifest.name!r} carries no golden frames to replay; export it again"
+        raise BundleError(msg)
+    return bundle.golden
+
+
 def _read_parts(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     entries = archive.infolist()
     if len(entries) > _MAX_PARTS:
@@ -263,7 +275,9 @@ def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
         for index, (fields, evidence) in enumerate(zip(golden_fields, maps, strict=True))
     )
     exemplar_fields = json.loads(contents["exemplars.json"])
-    exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"], _MAX_SHEET_PIXELS)) if exemplar_fields else ()
+    exemplars: tuple[Exemplar, ...] = ()
+    if exemplar_fields:
+        exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"], _MAX_SHEET_PIXELS))
     return Bundle(manifest, contents["model.onnx"], calibration, golden, exemplars)
 
 

@@ -19,6 +19,8 @@ DEFAULT_FALSE_ALARM_RATE = 0.01
 CONFIDENCE = 0.95
 # Share of the distance from the typical score that is left above the last normal one: twice what parity lets pass.
 HEADROOM = 0.02
+# Scores are log odds: a smaller distance between two of them means nothing.
+SMALLEST_SPREAD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def _threshold_above(ordered: NDArray[np.float64], rank: int) -> float:
     the decision on that image into a matter of the last bit.
     """
     score = float(ordered[rank - 1])
-    room = HEADROOM * (score - float(np.median(ordered)))
+    room = HEADROOM * max(score - float(np.median(ordered)), SMALLEST_SPREAD)
     if rank < len(ordered):
         room = min(room, 0.5 * (float(ordered[rank]) - score))
     # An image alarms at or above the threshold, so it lies at least one float above the score.

@@ -28,6 +28,7 @@ class Evaluation:
         raw: Raw scores and maps, in the same order.
         is_anomaly: Ground truth, [n].
         masks: Ground-truth masks at model size where the data set has them, by index.
+        mask_errors: One message for each mask that does not fit its image; its image has no part in pixel metrics.
         image: Image metrics.
         pixel: Pixel metrics, None where the data set has no masks.
         false_alarms: Normal test images at or above the threshold.
@@ -38,6 +39,7 @@ class Evaluation:
     raw: RawScores
     is_anomaly: NDArray[np.bool_]
     masks: dict[int, NDArray[np.bool_]]
+    mask_errors: tuple[str, ...]
     image: ImageMetrics
     pixel: PixelMetrics | None
     false_alarms: int
@@ -51,6 +53,7 @@ class Evaluation:
             "false_alarms": self.false_alarms,
             "misses": self.misses,
             "unreadable_images": len(self.images.errors),
+            "unusable_masks": len(self.mask_errors),
         }
 
 
@@ -61,7 +64,7 @@ def evaluate(run: Run) -> Evaluation:
     has a mask; an anomaly without one is left out of them.
 
     Raises:
-        DataError: The test set lacks normal or anomalous images, or a mask does not fit its image.
+        DataError: The test set lacks normal or anomalous images.
     """
     test = run.split.test
     anomalies = sum(sample.is_anomaly for sample in test)
@@ -71,13 +74,14 @@ def evaluate(run: Run) -> Evaluation:
     loaded = load_frames(test, run.network.input_hw, "reading test images")
     raw = infer_all(TorchEngine(run.network), loaded.frames, "scoring")
     is_anomaly = np.array([sample.is_anomaly for sample in loaded.samples])
-    masks = _read_masks(loaded.samples, run.network.input_hw)
+    masks, mask_errors = _read_masks(loaded.samples, run.network.input_hw)
     alarms = raw.score >= run.calibration.threshold
     return Evaluation(
         images=loaded,
         raw=raw,
         is_anomaly=is_anomaly,
         masks=masks,
+        mask_errors=mask_errors,
         image=image_metrics(raw.score, is_anomaly),
         pixel=_pixel_metrics(raw.map, is_anomaly, masks, run.network.input_hw) if masks else None,
         false_alarms=int(np.count_nonzero(alarms & ~is_anomaly)),
@@ -85,14 +89,21 @@ def evaluate(run: Run) -> Evaluation:
     )
 
 
-def _read_masks(samples: tuple[Sample, ...], size_hw: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
-    masks = {}
+def _read_masks(
+    samples: tuple[Sample, ...], size_hw: tuple[int, int]
+) -> tuple[dict[int, NDArray[np.bool_]], tuple[str, ...]]:
+    masks, errors = {}, []
     for index, sample in enumerate(samples):
-        if sample.mask_path is not None:
+        if sample.mask_path is None:
+            continue
+        try:
             mask = read_mask(sample.mask_path, read_image(sample.path).shape[:2])
+        except DataError as error:
+            errors.append(str(error))
+        else:
             resized = cv2.resize(mask.astype(np.uint8), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
             masks[index] = resized.astype(np.bool_)
-    return masks
+    return masks, tuple(errors)
 
 
 def _pixel_metrics(

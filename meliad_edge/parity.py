@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meliad_edge.bundle import Bundle
-from meliad_edge.calibrate import Calibration
+from meliad_edge.bundle import Bundle, require_golden
+from meliad_edge.calibrate import SMALLEST_SPREAD, Calibration
 from meliad_edge.errors import ParityError
 from meliad_edge.runtime.engine import Engine, RawScores
 
@@ -69,7 +69,7 @@ def compare(
         calibration: Threshold and scale of the scores.
         names: One per frame.
     """
-    unit = max(calibration.cell_threshold - calibration.colour_range[0], 1e-6)
+    unit = max(calibration.cell_threshold - calibration.colour_range[0], SMALLEST_SPREAD)
     # Written so that NaN on either side flips: a comparison with NaN is false.
     same_label = (reference.score >= calibration.threshold) == (result.score >= calibration.threshold)
     same_label &= np.isfinite(reference.score) == np.isfinite(result.score)
@@ -85,7 +85,7 @@ def compare(
 
 def check_golden(bundle: Bundle, engine: Engine) -> ParityResult:
     """Replay the golden frames inside a bundle: parity on a machine that has no run folder."""
-    golden = bundle.golden
+    golden = require_golden(bundle)
     reference = RawScores(
         np.array([frame.score for frame in golden], np.float32),
         np.stack([frame.map for frame in golden]),
@@ -112,11 +112,12 @@ def require_parity(results: Sequence[ParityResult]) -> None:
 
 
 def _largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
     return float(difference.max()) if np.isfinite(difference).all() else float("inf")
 
 
 def _rank_swaps(a: NDArray[np.float32], b: NDArray[np.float32], tie: float) -> int:
-    ahead_a = a[:, None] - a[None, :] > tie
-    ahead_b = b[:, None] - b[None, :] < 0
-    return int(np.count_nonzero(ahead_a & ahead_b))
+    with np.errstate(invalid="ignore"):
+        ahead = a[:, None] - a[None, :] > tie
+    return int(np.count_nonzero(ahead & (b[:, None] < b[None, :])))

@@ -72,7 +72,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
         network=fitted.network,
         calibration=calibration,
         exemplars=_exemplars(fitted, normal, shots),
-        facts=fitted.facts,
+        facts={**fitted.facts, "unreadable_images": sum(len(part.errors) for part in (normal, shots, held_out))},
     )
     save_run(run, out)
     return run

@@ -112,7 +112,9 @@ def test_what_is_written_is_read(path: Path) -> None:
     bundle = open_bundle(path)
     manifest = bundle.manifest
     assert manifest.model_copy(update={"parts": {}}) == MANIFEST
-    assert_equal(bundle, Bundle(manifest, MODEL, calibrate([0.5, 1.25, 0.75]), tuple(golden_frames()), tuple(exemplars())))
+    assert_equal(
+        bundle, Bundle(manifest, MODEL, calibrate([0.5, 1.25, 0.75]), tuple(golden_frames()), tuple(exemplars()))
+    )
     assert bundle.model_sha256 == hashlib.sha256(MODEL).hexdigest() == manifest.parts["model.onnx"].sha256
     assert [entry.name for entry in path.parent.iterdir()] == ["test.meliad"]
 
@@ -248,7 +250,16 @@ def test_a_part_that_was_changed(path: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["model.onnx", "calibration.json", "golden.json", "golden/001.png", "golden/maps.npy", "exemplars.json", "exemplars.png"]
+    "part",
+    [
+        "model.onnx",
+        "calibration.json",
+        "golden.json",
+        "golden/001.png",
+        "golden/maps.npy",
+        "exemplars.json",
+        "exemplars.png",
+    ],
 )
 @pytest.mark.parametrize("sign", [False, True])
 def test_a_part_that_is_missing(path: Path, part: str, sign: bool) -> None:
@@ -385,7 +396,9 @@ class _Exploit:
         _npy(np.zeros((3, 2, 3), np.float64)),
         _npy(np.zeros((3, 2, 3), np.complex64)),
         _npy(np.zeros((3, 2, 3), np.float32)).replace(b"(3, 2, 3), ", b"(9999999999999,),"[:11].ljust(11)),
-        b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000,), }".ljust(117) + b"\n",
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000,), }".ljust(117)
+        + b"\n",
     ],
     ids=lambda data: repr(data[:40]),
 )
@@ -407,7 +420,16 @@ def _png(width: int, height: int, rows: int = 1) -> bytes:
 @pytest.mark.parametrize("part", ["exemplars.png", "golden/000.png"])
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0 jpeg", b"GIF89a", _png(60_000, 60_000), _png(2**31 - 1, 1), _png(0, 0), _png(31, 31, 31)],
+    [
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0 jpeg",
+        b"GIF89a",
+        _png(60_000, 60_000),
+        _png(2**31 - 1, 1),
+        _png(0, 0),
+        _png(31, 31, 31),
+    ],
     ids=["empty", "signature", "jpeg", "gif", "giant", "long", "no size", "small"],
 )
 def test_pictures_that_are_none(path: Path, part: str, data: bytes, capfd: pytest.CaptureFixture[str]) -> None:
@@ -428,7 +450,8 @@ def test_many_large_golden_frames_are_refused_from_their_headers(path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("x", "left"), ("x", None), ("defect", 7), ("source", ["a"]), ("width", 1.5), ("patch", "no"), ("z", 1)]
+    ("key", "value"),
+    [("x", "left"), ("x", None), ("defect", 7), ("source", ["a"]), ("width", 1.5), ("patch", "no"), ("z", 1)],
 )
 def test_exemplars_of_another_kind(path: Path, key: str, value: object) -> None:
     parts = read_parts(path)

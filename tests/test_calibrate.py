@@ -17,11 +17,11 @@ SCORES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
 RATES = st.floats(0.001, 0.999)
 
 
-@pytest.mark.parametrize(("count", "rate"), [(19, 0.1), (60, 0.05), (99, 0.01), (99, 0.42), (300, 0.01), (7, 0.5)])
+@pytest.mark.parametrize(("count", "rate"), [(19, 0.1), (40, 0.05), (99, 0.01), (7, 0.4)])
 def test_new_normals_alarm_no_more_often_than_asked(count: int, rate: float) -> None:
     """Exchangeable scores of no special distribution; the rate is over draws of the calibration set, too."""
     random = np.random.default_rng(count)
-    draws = 20_000
+    draws = 3000
     alarms = 0
     for _ in range(draws):
         scores = random.exponential(size=count + 1) ** 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
 from meliad_edge.cli.options import BundleFile, Json
 from meliad_edge.cli.output import print_json, print_table, say
+from meliad_edge.errors import UsageError
 
 
 def command(
@@ -56,8 +58,8 @@ def command(
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-    width, separator, height = text.partition("x")
-    if not separator or not width.isdigit() or not height.isdigit() or min(int(width), int(height)) < 16:
-        msg = f"--frame-size takes WIDTHxHEIGHT in pixels, at least 16x16, got {text!r}; for example 640x480"
-        raise typer.BadParameter(msg)
-    return int(height), int(width)
+    match = re.fullmatch(r"([0-9]{2,4})x([0-9]{2,4})", text)
+    if match is None or min(width := int(match[1]), height := int(match[2])) < 16:
+        msg = f"--frame-size takes WIDTHxHEIGHT in pixels, 16x16 to 9999x9999, got {text!r}; for example 640x480"
+        raise UsageError(msg)
+    return height, width

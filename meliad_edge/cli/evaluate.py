@@ -28,7 +28,7 @@ def command(
 
     fitted = load_run(run)
     evaluation = evaluate(fitted)
-    for error in evaluation.images.errors:
+    for error in (*evaluation.images.errors, *evaluation.mask_errors):
         say("skipped", error)
     result = {"run": str(run), "dataset": fitted.dataset, "detector": fitted.config.detector, **evaluation.to_dict()}
     if report is not None:

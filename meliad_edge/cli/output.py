@@ -46,8 +46,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption
 def describe_calibration(calibration: Calibration) -> str:
     """The threshold in one sentence: its target, what it rests on, and how far it can be trusted."""
     rate = f"{100.0 * calibration.target_false_alarm_rate:g}"
+    plural = "" if rate == "1" else "s"
     sentence = (
-        f"{calibration.threshold:.3f} at {rate} false alarm{'' if rate == '1' else 's'} in 100 ({calibration.count} calibration images; "
+        f"{calibration.threshold:.3f} at {rate} false alarm{plural} in 100 ({calibration.count} calibration images; "
         f"upper bound {100.0 * calibration.upper_bound:.1f} in 100)"
     )
     if calibration.guaranteed_false_alarm_rate > calibration.target_false_alarm_rate:

@@ -148,20 +148,38 @@ def _hub_weights(name: str) -> dict[str, Tensor]:
 
 
 def _load_in_order(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
-    """Load a full classifier's state dict into the features-only network, tensor by tensor.
+    """Load a full classifier's state dict into the features-only network: by name, else tensor by tensor in order.
 
-    Names differ between the packages, timm's classifier and timm's features-only form; the order does not.
-    The classifier's remaining tensors (head) are left out.
+    timm's features-only form flattens names; the PyPI packages have names of their own, in timm's order. The
+    classifier's remaining tensors (head) are left out.
     """
-    target = backbone.features.state_dict()
-    values = list(state.values())
-    if set(target) <= set(state):
-        values = [state[key] for key in target]
-    elif len(values) < len(target):
-        msg = f"{source}: {len(values)} tensors, {backbone.name} needs {len(target)}; choose the file of that network"
+    target = _parameters(backbone.features.state_dict())
+    given = _parameters(state)
+    with torch.device("meta"):
+        classifier = _parameters(_import_timm().create_model(backbone.name, pretrained=False).state_dict())
+    # A deeper network of the family has tensors of the same names and shapes, and more of them.
+    if not len(target) <= len(given) <= len(classifier):
+        msg = (
+            f"{source}: {len(given)} tensors, {backbone.name} has {len(classifier)}, {len(target)} of them before its "
+            "head; choose the file of that network"
+        )
         raise ModelError(msg)
-    for (key, expected), value in zip(target.items(), values, strict=False):
-        if value.shape != expected.shape:
-            msg = f"{source}: {key} has shape {list(value.shape)}, {backbone.name} needs {list(expected.shape)}"
+    by_name = {_flat_name(key): value for key, value in given.items()}
+    if {_flat_name(key) for key in target} <= by_name.keys():
+        chosen = {key: by_name[_flat_name(key)] for key in target}
+    else:
+        chosen = dict(zip(target, given.values(), strict=False))
+    for key, value in chosen.items():
+        if value.shape != target[key].shape:
+            msg = f"{source}: {key} has shape {list(value.shape)}, {backbone.name} needs {list(target[key].shape)}"
             raise ModelError(msg)
-    backbone.features.load_state_dict(dict(zip(target, values, strict=False)))
+    backbone.features.load_state_dict(chosen, strict=False)
+
+
+def _parameters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the counters of batch normalisation, which old files lack and inference does not read."""
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _flat_name(key: str) -> str:
+    return key.replace(".", "_")

@@ -102,13 +102,16 @@ class Meliad:
         """Fit on normal images and any number of labelled anomalies, none included."""
         normal_features = extract_patch_features(backbone, images.normal, "features of normals")
         whitening = fit_whitening(normal_features.reshape(-1, normal_features.shape[-1]))
-        sample = np.random.default_rng(seed).permutation(len(normal_features))
-        typical_length = float(np.linalg.norm(whitening(normal_features[sample[:_SCALE_IMAGES]]), axis=-1).mean())
+        order = np.random.default_rng(seed).permutation(len(normal_features))
+        # The scale of distances is honest only on images that no prototype comes from.
+        scale_count = min(_SCALE_IMAGES, max(1, len(order) // 5))
+        for_scale, for_prototypes = order[:scale_count], order[scale_count:][:_PROTOTYPE_IMAGES]
+        if not len(for_prototypes):
+            for_prototypes = for_scale
+        typical_length = float(np.linalg.norm(whitening(normal_features[for_scale]), axis=-1).mean())
         normal = _embed(normal_features, whitening, typical_length)
-        normal_prototypes = choose_prototypes(
-            _Cells(normal.embeddings[sample[:_PROTOTYPE_IMAGES]]).flat, NORMAL_PROTOTYPES, seed
-        )
-        reference = normal.embeddings[sample[:_SCALE_IMAGES]]
+        normal_prototypes = choose_prototypes(_Cells(normal.embeddings[for_prototypes]).flat, NORMAL_PROTOTYPES, seed)
+        reference = normal.embeddings[for_scale]
         distances = nearest_distance(reference, normal_prototypes)
         sites = [normal.site("normal", int(index)) for index in nearest_patch(normal_prototypes, normal.flat)]
 

@@ -95,7 +95,13 @@ def test_only_the_package_lands_in_site_packages(installation: Installation) -> 
     for name in ("export", "benchmarks", "kernels", "tests", "scripts", "docs"):
         assert not (site / name).exists()
         assert not (site / f"{name}.py").exists()
-    for inside in ("export/to_bundle.py", "benchmarks/latency.py", "benchmarks/__main__.py", "templates/report.html", "py.typed"):
+    for inside in (
+        "export/to_bundle.py",
+        "benchmarks/latency.py",
+        "benchmarks/__main__.py",
+        "templates/report.html",
+        "py.typed",
+    ):
         assert (site / "meliad_edge" / inside).is_file()
     for folder in ("export", "benchmarks"):
         assert not (site / "meliad_edge" / folder).is_symlink()
@@ -150,7 +156,9 @@ def test_every_runtime_verb_works(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("fit", "elpv"), ("evaluate", "x"), ("calibrate", "x"), ("export", "x"), ("demo",)], ids=lambda a: a[0]
+    "arguments",
+    [("fit", "elpv"), ("evaluate", "x"), ("calibrate", "x"), ("export", "x"), ("demo",)],
+    ids=lambda a: a[0],
 )
 def test_workshop_verbs_name_the_extra(installation: Installation, arguments: tuple[str, ...]) -> None:
     line = installation.run(*arguments, code=8)
@@ -163,7 +171,9 @@ def test_check_against_a_run_names_the_extra(installation: Installation, bundle_
 
 
 @pytest.mark.parametrize("verb", ["predict", "watch", "check", "bench", "doctor", "--help"])
-def test_the_runtime_never_imports_the_workshop(verb: str, bundle_file: Path, pictures: tuple[Path, ...], tmp_path: Path) -> None:
+def test_the_runtime_never_imports_the_workshop(
+    verb: str, bundle_file: Path, pictures: tuple[Path, ...], tmp_path: Path
+) -> None:
     """Where torch is installed, it is still not imported."""
     arguments = {
         "predict": [str(bundle_file), str(pictures[0]), "--save", str(tmp_path)],
@@ -181,5 +191,7 @@ except SystemExit as stopped:
 loaded = [name for name in {WORKSHOP!r} if name in sys.modules]
 assert not loaded, loaded
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 0, done.stderr
