@@ -19,7 +19,7 @@ DEFAULT_FALSE_ALARM_RATE = 0.01
 CONFIDENCE = 0.95
 # Share of the distance from the typical score that is left above the last normal one: twice what parity lets pass.
 HEADROOM = 0.02
-# Scores are log odds: a smaller distance between two of them means nothing.
+# Scores are log odds: a smaller distance, or a smaller share of a score, means nothing.
 SMALLEST_SPREAD = 0.1
 
 
@@ -58,6 +58,14 @@ class Calibration:
         always has at least one marked cell.
         """
         return self.threshold - self.score_offset
+
+    @property
+    def spread(self) -> float:
+        """Distance from the typical normal score to the threshold, the unit in which rounding is judged.
+
+        At least a tenth, and at least a tenth of the typical score, for calibrations on next to no images.
+        """
+        return _spread(float(np.median(self.scores)), self.threshold)
 
     @property
     def colour_range(self) -> tuple[float, float]:
@@ -138,11 +146,15 @@ def _threshold_above(ordered: NDArray[np.float64], rank: int) -> float:
     the decision on that image into a matter of the last bit.
     """
     score = float(ordered[rank - 1])
-    room = HEADROOM * max(score - float(np.median(ordered)), SMALLEST_SPREAD)
+    room = HEADROOM * _spread(float(np.median(ordered)), score)
     if rank < len(ordered):
         room = min(room, 0.5 * (float(ordered[rank]) - score))
     # An image alarms at or above the threshold, so it lies at least one float above the score.
     return max(score + room, float(np.nextafter(np.float32(score), np.float32(np.inf))))
+
+
+def _spread(low: float, high: float) -> float:
+    return max(high - low, SMALLEST_SPREAD * max(1.0, abs(low)))
 
 
 def false_alarm_rate(calibration: Calibration, threshold: float) -> tuple[float, float]:

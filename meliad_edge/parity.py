@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meliad_edge.bundle import Bundle, require_golden
-from meliad_edge.calibrate import SMALLEST_SPREAD, Calibration
+from meliad_edge.calibrate import Calibration
 from meliad_edge.errors import ParityError
 from meliad_edge.runtime.engine import Engine, RawScores
 
@@ -69,7 +69,7 @@ def compare(
         calibration: Threshold and scale of the scores.
         names: One per frame.
     """
-    unit = max(calibration.cell_threshold - calibration.colour_range[0], SMALLEST_SPREAD)
+    unit = calibration.spread
     # Written so that NaN on either side flips: a comparison with NaN is false.
     same_label = (reference.score >= calibration.threshold) == (result.score >= calibration.threshold)
     same_label &= np.isfinite(reference.score) == np.isfinite(result.score)

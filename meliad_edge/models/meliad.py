@@ -137,7 +137,8 @@ class Meliad:
         top_cells = max(1, round(TOP_SHARE * distances[0].size))
         # Zero evidence lies two standard deviations above the typical normal score, the unit is one of them.
         scores = -np.sort(-evidence.reshape(len(evidence), -1), axis=1)[:, :top_cells].mean(axis=1)
-        unit = max(float(scores.std()), 1e-6)
+        # Of one or two images the scores have no spread to speak of; then that of the cells stands in.
+        unit = max(float(scores.std()), 0.1 * float(evidence.std()), 1e-6)
         zero = float(scores.mean()) + 2.0 * unit
         scoring = ScoringParameters(
             n_normal=len(normal_prototypes),

@@ -95,12 +95,13 @@ def test_stated_numbers_of_images_suffice_and_are_the_least(pages: dict[str, str
 
 
 def test_threshold_is_the_stated_formula() -> None:
-    from meliad_edge.calibrate import HEADROOM, calibrate
+    from meliad_edge.calibrate import HEADROOM, SMALLEST_SPREAD, calibrate
 
     scores = np.sort(np.random.default_rng(3).normal(size=40)).astype(np.float32).astype(np.float64)
     for rate in (0.01, 0.05, 0.2, 0.5):
         rank = min(int(np.ceil(41 * (1 - rate) - 1e-9)), 40)
-        room = HEADROOM * (scores[rank - 1] - np.median(scores))
+        median = float(np.median(scores))
+        room = HEADROOM * max(scores[rank - 1] - median, SMALLEST_SPREAD * max(1.0, abs(median)))
         if rank < 40:
             room = min(room, (scores[rank] - scores[rank - 1]) / 2)
         calibration = calibrate(scores, target_false_alarm_rate=rate)
