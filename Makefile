@@ -5,14 +5,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test system-packages lint format docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/meliad-edge demo --out runs/demo
 
-test: $(VENV)/.dev
-	scripts/install_test_packages.sh
+test: system-packages $(VENV)/.dev
 	$(BIN)/pytest
+
+system-packages:
+	scripts/install_test_packages.sh
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

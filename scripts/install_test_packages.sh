@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# System packages the tests use: an RTSP server (GStreamer through the system's Python) and a browser for pages.
+# System packages the tests use: a compiler for the kernel and an RTSP server (GStreamer through the system's Python).
 # As root they are installed; otherwise the tests that need them skip, and this says how to get them.
 set -euo pipefail
 packages=(
-  chromium
+  cmake
+  g++
   gir1.2-gst-rtsp-server-1.0
   gstreamer1.0-plugins-bad
   gstreamer1.0-plugins-base

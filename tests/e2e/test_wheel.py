@@ -132,7 +132,7 @@ def test_without_a_compiler_the_function_body_gives_the_same_scores(
     assert body["engine"] == off["engine"] == "onnxruntime-cpu"
     for a, b, c in zip(with_kernel["predictions"], body["predictions"], off["predictions"], strict=True):
         assert b["score"] == c["score"]
-        assert a["score"] == pytest.approx(b["score"], rel=1e-4)
+        assert a["score"] == pytest.approx(b["score"], rel=1e-3)
         assert a["decision"] == b["decision"]
         for ours, theirs in zip(a["regions"], b["regions"], strict=True):
             assert ours == pytest.approx(theirs) if isinstance(ours, float) else ours.keys() == theirs.keys()

@@ -42,7 +42,7 @@ def test_one_line_per_event_and_a_summary(watch: Run, write_video: WriteVideo) -
     assert len(lines) == 2
     for line in lines:
         assert re.fullmatch(
-            r"\d\d:\d\d:\d\d  ANOMALY  belt\.avi  score \d+\.\d\d \(threshold 100\.00\)  "
+            r"\d\d:\d\d:\d\d  ANOMALY  belt\.avi  score \d+\.\d\d \(threshold 100\.\d\d\)  "
             r"region 0,0 64x48  like 'crack' \(exp3\.jpg\)",
             line,
         )
