@@ -157,16 +157,6 @@ def _spread(low: float, high: float) -> float:
     return max(high - low, SMALLEST_SPREAD * max(1.0, abs(low)))
 
 
-def false_alarm_rate(calibration: Calibration, threshold: float) -> tuple[float, float]:
-    """Rate of false alarms another threshold would have had on the calibration images.
-
-    Returns:
-        The observed rate and its one-sided 95 % upper bound, both in [0, 1].
-    """
-    alarms = sum(score >= threshold for score in calibration.scores)
-    return alarms / calibration.count, _clopper_pearson_upper(alarms, calibration.count)
-
-
 def _clopper_pearson_upper(alarms: int, count: int) -> float:
     """One-sided upper bound of a binomial rate: the p with P(X <= alarms | p) = 1 - CONFIDENCE."""
     if alarms >= count:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from meliad_edge.calibrate import calibrate, false_alarm_rate, from_fields
+from meliad_edge.calibrate import calibrate, from_fields
 from meliad_edge.errors import UsageError
 
 SCORES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
@@ -70,20 +70,12 @@ def test_an_engine_that_rounds_otherwise_decides_alike() -> None:
     assert scores.max() + SCORE_LIMIT * unit < calibration.threshold
 
 
-@given(st.integers(1, 400), st.data())
-def test_the_upper_bound_is_that_of_clopper_and_pearson(count: int, data: st.DataObject) -> None:
-    alarms = data.draw(st.integers(0, count))
-    calibration = calibrate(np.arange(float(count)))
-    _, bound = false_alarm_rate(calibration, threshold=float(count - alarms))
+@given(st.integers(1, 400), st.floats(0.001, 0.999))
+def test_the_upper_bound_is_that_of_clopper_and_pearson(count: int, rate: float) -> None:
+    calibration = calibrate(np.arange(float(count)), target_false_alarm_rate=rate)
+    alarms = sum(score >= calibration.threshold for score in calibration.scores)
     expected = 1.0 if alarms == count else beta.ppf(0.95, alarms + 1, count - alarms)
-    assert bound == pytest.approx(expected, abs=1e-9)
-
-
-def test_the_observed_rate_of_another_threshold() -> None:
-    calibration = calibrate([1.0, 2.0, 3.0, 4.0])
-    assert false_alarm_rate(calibration, 3.0)[0] == 0.5
-    assert false_alarm_rate(calibration, 5.0)[0] == 0.0
-    assert false_alarm_rate(calibration, 0.0) == (1.0, 1.0)
+    assert calibration.upper_bound == pytest.approx(expected, abs=1e-9)
 
 
 def test_equal_scores() -> None:
