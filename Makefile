@@ -38,7 +38,8 @@ BUILD_FILES := pyproject.toml CMakeLists.txt $(shell find kernels -type f)
 
 $(VENV)/.demo: $(BIN)/python $(BUILD_FILES)
 	scripts/fetch_onnxruntime_headers.sh
-	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[demo]'
+	$(BIN)/python -m pip install -e '.[demo]'
+	@$(BIN)/meliad-edge doctor | grep -A1 'scoring kernel'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

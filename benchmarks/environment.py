@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from meliad_edge.device.probe import cpu_name
+
 _PACKAGES = ("meliad-edge", "onnxruntime", "numpy", "opencv-python-headless", "torch", "timm")
 
 
@@ -17,23 +19,13 @@ def describe_environment() -> dict[str, Any]:
     """CPU, cores, system, library versions, UTC date and, in a checkout, the commit; JSON values."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
         "commit": _commit(),
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in {"model name", "Model"}:
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -82,14 +82,14 @@ def export_bundle(run: Run, out: Path) -> tuple[Manifest, list[ParityResult]]:
     results = check_parity(run, model, replay)
     require_parity(results)
     manifest = Manifest(
-        name=out.stem,
+        name=out.stem[:200],
         detector=run.config.detector,
         backbone=run.config.backbone,
         input_hw=run.network.input_hw,
         grid_hw=run.network.grid_hw,
         top_cells=run.network.top_cells,
         created_by=f"meliad-edge {__version__}",
-        dataset=run.dataset,
+        dataset=run.dataset[:200],
         licence=run.licence,
         train_normals=len(run.split.train_normal),
         shots=len(run.split.shots),

@@ -39,7 +39,6 @@ from meliad_edge.data.images import decode_image
 from meliad_edge.errors import BundleError, ImageError
 from meliad_edge.exemplars import Exemplar, from_fields, to_contact_sheet, to_fields
 
-FORMAT = "meliad-bundle"
 SCHEMA_VERSION = 1
 
 _MAX_PARTS = 256

@@ -1,6 +1,6 @@
 """From raw scores of held-out normal images to a threshold with a stated false-alarm rate.
 
-The threshold lives outside the exported graph, so it can be moved without exporting again.
+The threshold lives outside the exported graph, which stays the same whatever the threshold.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ class Calibration:
         The range starts at the typical calibration score and has the threshold one third of the way up.
         """
         low = float(np.median(self.scores)) - self.score_offset
-        step = max(self.cell_threshold - low, 1e-6)
-        return low, low + 3.0 * step
+        return low, low + 3.0 * self.spread
 
 
 def calibrate(

@@ -21,6 +21,7 @@ class FitConfig(BaseModel):
 
     Attributes:
         data: Folder, CSV file, or ``"elpv"``.
+        out: Run folder to write.
         detector: Name in the detector registry.
         shots: Labelled anomalies to learn from.
         seed: Seed of the split and of training.
@@ -34,6 +35,7 @@ class FitConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str
+    out: Path = Path("runs/fit")
     detector: str = "meliad"
     shots: int = Field(default=10, ge=0, le=1000)
     seed: int = Field(default=0, ge=0)

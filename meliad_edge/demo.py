@@ -68,6 +68,11 @@ def run_demo(out: Path, report: Callable[[str, str], None]) -> Path:
         f"image AUROC {evaluation.image.image_auroc:.3f} ({low:.3f} to {high:.3f}) "
         f"on {len(evaluation.is_anomaly):,} held-out cells",
     )
+    report(
+        "decisions",
+        f"at threshold {run.calibration.threshold:.2f}, for {run.config.false_alarm_rate:.0%} false alarms: "
+        f"{evaluation.false_alarms} alarms on good cells, {evaluation.misses} defects missed",
+    )
     model = out / "solar.meliad"
     _, parity = export_bundle(run, model)
     flips = sum(len(result.label_flips) for result in parity)

@@ -92,7 +92,7 @@ def _provenance(run: Run) -> tuple[tuple[str, str], ...]:
             "settings",
             f"detector {config.detector}, {config.shots} shots, seed {config.seed}, {config.image_size} pixels",
         ),
-        ("backbone", f"{config.backbone}, frozen, ImageNet weights"),
+        ("backbone", f"{config.backbone}, frozen, weights: {config.weights or 'ImageNet'}"),
         ("fit", ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in run.facts.items())),
         ("machine", f"{environment['cpu']}, {environment['cores']} cores, {environment['system']}"),
         ("packages", packages),

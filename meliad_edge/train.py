@@ -23,8 +23,9 @@ from meliad_edge.runtime.torch_engine import TorchEngine
 
 Report = Callable[[str, str], None]
 
-# More normals than this bring the prototypes nothing and only fill memory (0.2 MB each at 256 x 256).
+# More normals than this bring the prototypes nothing and only fill memory: 0.6 MB each at 256 x 256.
 _MAX_NORMAL_IMAGES = 3000
+_MAX_NORMAL_PIXELS = _MAX_NORMAL_IMAGES * 256 * 256
 
 
 def fit(config: FitConfig, out: Path, report: Report) -> Run:
@@ -51,7 +52,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
         f"{dataset.name}: {len(split.train_normal)} normal images, {len(split.shots)} labelled defects to learn from; "
         f"{len(split.calibration)} normals for the threshold; {len(split.test) - anomalies} + {anomalies} held out",
     )
-    normal = load_frames(_at_most(split.train_normal, config.seed), size_hw, "reading normals")
+    normal = load_frames(_at_most(split.train_normal, config.seed, config.image_size), size_hw, "reading normals")
     shots = load_frames(split.shots, size_hw, "reading defects")
     held_out = load_frames(split.calibration, size_hw, "reading calibration")
     for loaded in (normal, shots, held_out):
@@ -78,10 +79,11 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     return run
 
 
-def _at_most(samples: Sequence[Sample], seed: int) -> Sequence[Sample]:
-    if len(samples) <= _MAX_NORMAL_IMAGES:
+def _at_most(samples: Sequence[Sample], seed: int, image_size: int) -> Sequence[Sample]:
+    most = min(_MAX_NORMAL_IMAGES, _MAX_NORMAL_PIXELS // image_size**2)
+    if len(samples) <= most:
         return samples
-    chosen = np.random.default_rng(seed).choice(len(samples), _MAX_NORMAL_IMAGES, replace=False)
+    chosen = np.random.default_rng(seed).choice(len(samples), most, replace=False)
     return [samples[index] for index in np.sort(chosen)]
 
 

@@ -47,7 +47,8 @@ def command(
                 )
                 for stage, v in report.stages.items()
             ],
-            caption=f"{report.engine}, {frames} frames of {frame_size}, percentiles as trtexec defines them",
+            caption=f"{report.engine}, {frames} frames of {frame_size}, percentiles as trtexec defines them; "
+            "infer and score are the engine's time, split by its profile",
         )
         say("start", f"session ready in {report.cold_start_s:.2f} s, first frame {1e3 * report.first_frame_s:.1f} ms")
     if not report.is_stable:

@@ -12,7 +12,9 @@ from meliad_edge.cli.output import describe_calibration, print_json, require_ext
 
 def command(
     run: RunFolder,
-    false_alarm_rate: Annotated[float, typer.Option(help="Accepted rate of alarms on normal images.")] = 0.01,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option(help="Accepted rate of alarms on normal images.  [default: that of the run]")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Move a run's threshold to another false-alarm rate."""
@@ -23,7 +25,7 @@ def command(
     fitted = load_run(run)
     calibration = calibrate(
         fitted.calibration.scores,
-        target_false_alarm_rate=false_alarm_rate,
+        target_false_alarm_rate=false_alarm_rate or fitted.config.false_alarm_rate,
         score_offset=fitted.calibration.score_offset,
     )
     save_calibration(calibration, run)

@@ -23,11 +23,13 @@ def command(
     Without --against only the golden frames inside the bundle are replayed.
     """
     from meliad_edge.bundle import open_bundle
+    from meliad_edge.errors import ParityError
     from meliad_edge.parity import check_golden, require_parity
-    from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
+    from meliad_edge.runtime.load import load_engine
 
     bundle = open_bundle(model)
-    results = [check_golden(bundle, OnnxRuntimeEngine(bundle.model))]
+    results = [check_golden(bundle, load_engine(bundle))]
+    run = None
     if against is not None:
         require_extra("torch", "train")
         require_extra("onnx", "export")
@@ -56,3 +58,9 @@ def command(
             caption="errors in per cent of the distance from the typical normal score to the threshold",
         )
     require_parity(results)
+    if run is not None and run.calibration.threshold != bundle.calibration.threshold:
+        msg = (
+            f"the bundle decides at {bundle.calibration.threshold:.4f}, the run at {run.calibration.threshold:.4f}: "
+            "it was calibrated again after the export; export it again"
+        )
+        raise ParityError(msg)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,8 @@ def command(out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("
     from meliad_edge.demo import run_demo
 
     page = run_demo(out, say)
+    program = "meliad-edge" if shutil.which("meliad-edge") else sys.argv[0]
     say("made", f"{page}      open it in a browser")
     say("", f"{out / 'solar.meliad'}      the model, ready for a device")
-    say("try next", f"meliad-edge watch {out / 'solar.meliad'} {out / 'held_out.avi'} --out {out / 'events'}")
-    say("", "meliad-edge fit YOUR_FOLDER --shots 10 --out runs/mine      (train/good, test/good, test/DEFECT)")
+    say("try next", f"{program} watch {out / 'solar.meliad'} {out / 'held_out.avi'} --out {out / 'events'}")
+    say("", f"{program} fit YOUR_FOLDER --shots 10 --out runs/mine      (train/good, test/good, test/DEFECT)")

@@ -15,7 +15,7 @@ def command(
     data: Annotated[
         str | None, typer.Argument(metavar="DATA", help="MVTec-style folder, two-folder set, CSV file, or 'elpv'.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/fit"),
+    out: Annotated[Path | None, typer.Option(help="Run folder to write.  [default: runs/fit]")] = None,
     config: Annotated[Path | None, typer.Option(help="Project file (TOML) with these options as keys.")] = None,
     detector: Annotated[str | None, typer.Option(help="Detector.  [default: meliad]")] = None,
     shots: Annotated[int | None, typer.Option(help="Labelled defects to learn from.  [default: 10]")] = None,
@@ -36,6 +36,7 @@ def command(
         config,
         {
             "data": data,
+            "out": out,
             "detector": detector,
             "shots": shots,
             "seed": seed,
@@ -49,16 +50,18 @@ def command(
     require_extra("torch", "train")
     from meliad_edge.train import fit
 
-    run = fit(settings, out, say)
+    run = fit(settings, settings.out, say)
     say("threshold", describe_calibration(run.calibration))
-    say("saved", f"{out}      next: meliad-edge evaluate {out} --report {out}/report.html")
+    say("saved", f"{settings.out}      next: meliad-edge evaluate {settings.out} --report {settings.out}/report.html")
     if json:
         print_json(
             {
-                "run": str(out),
+                "run": str(settings.out),
                 "threshold": run.calibration.threshold,
                 "calibration_images": run.calibration.count,
-                "false_alarm_rate_bound": run.calibration.upper_bound,
+                "target_false_alarm_rate": run.calibration.target_false_alarm_rate,
+                "guaranteed_false_alarm_rate": run.calibration.guaranteed_false_alarm_rate,
+                "upper_bound": run.calibration.upper_bound,
                 "facts": run.facts,
             }
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from meliad_edge import strict_json
 from meliad_edge.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def say(topic: str, text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one result as JSON on standard output; numbers that are not finite are refused."""
-    typer.echo(json.dumps(value, allow_nan=False, indent=2 if sys.stdout.isatty() else None))
+    """Print one result as JSON on standard output; numbers that are not finite become null."""
+    typer.echo(strict_json.dumps(value, indent=2 if sys.stdout.isatty() else None))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> None:
@@ -34,12 +34,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE, caption=caption or None, caption_justify="left")
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # Text: a file name is not markup
     Console().print(table)
 
 

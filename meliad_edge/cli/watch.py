@@ -43,6 +43,7 @@ def command(
     window: Annotated[
         str, typer.Option(metavar="N/M", help="Frames of a video or camera: N anomalous ones of M make an event.")
     ] = "3/5",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
 ) -> None:
     """Watch sources with a bundle: a line per event, counters and latencies at the end; Ctrl-C ends it."""
     from meliad_edge.errors import PartialFailureError
@@ -53,7 +54,7 @@ def command(
     from meliad_edge.stream.watcher import Watcher
 
     event_window = _parse_window(window)
-    predictor = load_predictor(model)
+    predictor = load_predictor(model, threads=threads)
     sinks = []
     if out is not None:
         sinks.append(QueuedSink(open_sink(out, predictor.bundle.calibration.colour_range)))

@@ -146,7 +146,7 @@ def _runtime(root: Path) -> Iterator[Fact]:
     library = find_kernel_library()
     if library is None:
         value = "not built; models run on the function body, more slowly"
-        fix = "sudo apt install g++ cmake && pip install --force-reinstall --no-deps --no-cache-dir meliad-edge"
+        fix = "in a checkout: sudo apt install g++ && scripts/fetch_onnxruntime_headers.sh && pip install ."
         yield Fact(topic, "scoring kernel", value, "warn", fix)
     else:
         yield Fact(topic, "scoring kernel", str(library), "ok")

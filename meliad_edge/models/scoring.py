@@ -1,6 +1,6 @@
 """Patch-wise entropy scoring in PyTorch: the differentiable form of ``kernels/reference``.
 
-METHODS of the project, section "Scoring": class energies from prototypes, entropy of the class posterior,
+See docs/method.md, section "Scoring": class energies from prototypes, entropy of the class posterior,
 evidence damped by that entropy, and the mean of the top cells. Steps 4 to 6 follow our reconstruction of
 MeLIAD (arXiv 2409.13602); class energies from prototypes are our extension.
 """

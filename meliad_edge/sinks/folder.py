@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+from meliad_edge import strict_json
 from meliad_edge.errors import UsageError
 from meliad_edge.events import Event, EventState
 from meliad_edge.explain import describe_score, encode_picture, overlay
@@ -60,7 +60,7 @@ class FolderSink:
         else:
             self._pictures[event.id] = (name, shown_frame)
         record = {**event_record(event, self._to_wall_time), "picture": name}
-        self._log.write(json.dumps(record, allow_nan=False) + "\n")
+        self._log.write(strict_json.dumps(record) + "\n")
         self._log.flush()
 
     def close(self) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
+from meliad_edge import strict_json
 from meliad_edge.events import Event, EventState
 from meliad_edge.explain import describe_score
 from meliad_edge.sinks.record import ToWallTime, event_record, to_wall_time
@@ -49,4 +49,4 @@ def describe_for_people(event: Event, to_wall_time: ToWallTime = to_wall_time) -
 
 def describe_as_json(event: Event) -> str:
     """The event's record as one line of JSON."""
-    return json.dumps(event_record(event), allow_nan=False)
+    return strict_json.dumps(event_record(event))

@@ -31,8 +31,8 @@ def test_table_groups_by_topic_and_keeps_commands_whole(capsys, monkeypatch):
     topics = [line for line in lines if line and not line.startswith(" ")]
     assert topics == ["system", "machine", "runtime", "GPU", "workshop", "cameras"]
     at = next(index for index, line in enumerate(lines) if line.split()[:3] == ["warn", "scoring", "kernel"])
-    assert lines[at + 1].strip().startswith("sudo apt install g++ cmake && pip install")
-    assert lines[at + 1].endswith("meliad-edge")
+    assert lines[at + 1].strip().startswith("in a checkout: sudo apt install g++ && scripts")
+    assert lines[at + 1].endswith("pip install .")
 
 
 def test_a_missing_requirement_ends_with_its_fix(capsys, monkeypatch):
