@@ -18,7 +18,8 @@ from meliad_edge.bundle import Manifest, write_bundle
 from meliad_edge.calibrate import calibrate
 from meliad_edge.export.graph import export_bare_backbone, export_graph
 from meliad_edge.models import create_detector
-from meliad_edge.models.backbone import DEFAULT_BACKBONE, load_backbone
+from meliad_edge.models.backbone import DEFAULT_BACKBONE, Backbone, load_backbone
+from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.models.network import DetectorNetwork, TrainingImages
 from meliad_edge.progress import track
 from meliad_edge.runtime.load import load_predictor
@@ -46,14 +47,17 @@ def run(rounds: int = _ROUNDS) -> dict[str, Any]:
     Returns:
         JSON values: median milliseconds of each, the ratios of the medians to the bare backbone, and the environment.
     """
-    network = _noise_network()
+    backbone = load_backbone()
+    network = _noise_network(backbone)
     frames = _moving_pattern(_FRAMES_PER_ROUND)
     with tempfile.TemporaryDirectory(prefix="meliad-limit-") as name:
         folder = Path(name)
         predictor = _predictor(network, folder / "limit.meliad")
         video = _write_video(frames, folder / "pattern.avi")
         bare = ort.InferenceSession(
-            export_bare_backbone(network).SerializeToString(), _quiet_options(), providers=["CPUExecutionProvider"]
+            export_bare_backbone(backbone, network.input_hw).SerializeToString(),
+            _quiet_options(),
+            providers=["CPUExecutionProvider"],
         )
         blank = np.zeros((1, SIZE, SIZE, 3), np.uint8)
         samples_s: dict[str, list[float]] = {"backbone": [], "predict": [], "watch": []}
@@ -94,11 +98,11 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _noise_network() -> DetectorNetwork:
+def _noise_network(backbone: Backbone) -> DetectorNetwork:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (_TRAINING_FRAMES + 10, SIZE, SIZE, 3), dtype=np.uint8)
     images = TrainingImages(frames[:_TRAINING_FRAMES], frames[_TRAINING_FRAMES:])
-    return create_detector("meliad").fit(images, load_backbone(), seed=0).network
+    return create_detector("meliad").fit(images, FeatureExtractor(backbone), seed=0).network
 
 
 def _moving_pattern(count: int) -> list[NDArray[np.uint8]]:

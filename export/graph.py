@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from meliad_edge.export.scoring_function import scoring_function, scoring_node, scoring_opset
+from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.network import DetectorNetwork, PrototypeNetwork
 from meliad_edge.runtime.onnxruntime_engine import OUTPUT_NAMES
 
@@ -29,7 +30,7 @@ class _Embedding(nn.Module):
         self.network = network
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.network.embed(frames)
+        return self.network.embed(self.network.backbone(frames))
 
 
 def export_graph(network: DetectorNetwork) -> onnx.ModelProto:
@@ -73,9 +74,9 @@ def _append_scoring(model: onnx.ModelProto, network: PrototypeNetwork) -> None:
     model.opset_import.append(scoring_opset())
 
 
-def export_bare_backbone(network: DetectorNetwork) -> onnx.ModelProto:
+def export_bare_backbone(backbone: Backbone, input_hw: tuple[int, int]) -> onnx.ModelProto:
     """The backbone alone, with the same input: the yardstick of every latency ratio."""
-    return _export_module(network.backbone, network.input_hw, ["fine", "coarse"])
+    return _export_module(backbone, input_hw, [f"stride{stride}" for stride in backbone.strides])
 
 
 def _export_module(module: nn.Module, input_hw: tuple[int, int], output_names: list[str]) -> onnx.ModelProto:

@@ -15,6 +15,7 @@ from meliad_edge.data.dataset import Sample
 from meliad_edge.data.frames import load_frames
 from meliad_edge.errors import ParityError
 from meliad_edge.export.graph import export_graph
+from meliad_edge.models import create_detector
 from meliad_edge.parity import ParityResult, compare, require_parity
 from meliad_edge.run import Run
 from meliad_edge.runtime.engine import Engine, RawScores, infer_all
@@ -84,7 +85,7 @@ def export_bundle(run: Run, out: Path) -> tuple[Manifest, list[ParityResult]]:
     manifest = Manifest(
         name=out.stem[:200],
         detector=run.config.detector,
-        backbone=run.config.backbone,
+        backbone=run.config.backbone if create_detector(run.config.detector).strides else "none",
         input_hw=run.network.input_hw,
         grid_hw=run.network.grid_hw,
         top_cells=run.network.top_cells,

@@ -76,7 +76,7 @@ class Manifest(BaseModel):
     precision: Literal["fp32"] = "fp32"
     input_hw: tuple[_Side, _Side]
     grid_hw: tuple[_Side, _Side]
-    top_cells: int = Field(ge=1)
+    top_cells: int | None = Field(ge=1)
     created_by: str = Field(max_length=64)
     dataset: str = Field(max_length=200)
     licence: str = Field(max_length=200)

@@ -23,6 +23,7 @@ class FitConfig(BaseModel):
         data: Folder, CSV file, or ``"elpv"``.
         out: Run folder to write.
         detector: Name in the detector registry.
+        options: Values for options of the detector, by name.
         shots: Labelled anomalies to learn from.
         seed: Seed of the split and of training.
         shot_class: Draw every shot from this defect class and leave the class out of the test set.
@@ -30,6 +31,7 @@ class FitConfig(BaseModel):
         weights: Local file with the backbone's weights.
         image_size: Height and width of the model's input in pixels, a multiple of 32.
         false_alarm_rate: Accepted rate of alarms on normal images.
+        feature_cache: Folder that keeps backbone features from one fit to the next.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +39,7 @@ class FitConfig(BaseModel):
     data: str
     out: Path = Path("runs/fit")
     detector: str = "meliad"
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     shots: int = Field(default=10, ge=0, le=1000)
     seed: int = Field(default=0, ge=0)
     shot_class: str | None = None
@@ -44,6 +47,7 @@ class FitConfig(BaseModel):
     weights: Path | None = None
     image_size: int = Field(default=256, ge=64, le=1024, multiple_of=32)
     false_alarm_rate: float = Field(default=0.01, gt=0.0, lt=1.0)
+    feature_cache: Path | None = None
 
 
 def load_fit_config(file: Path | None, overrides: dict[str, Any]) -> FitConfig:

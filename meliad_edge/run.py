@@ -29,10 +29,10 @@ from meliad_edge.data.split import split_from_json, split_to_json
 from meliad_edge.errors import ModelError
 from meliad_edge.exemplars import Exemplar
 from meliad_edge.models import create_detector
-from meliad_edge.models.backbone import Backbone
+from meliad_edge.models.backbone import STRIDES, Backbone
 from meliad_edge.models.network import DetectorNetwork
 
-_RUN_VERSION = 1
+_RUN_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ def save_run(run: Run, folder: Path) -> None:
             "config": run.config.model_dump(mode="json"),
             "dataset": run.dataset,
             "licence": run.licence,
+            "input_hw": run.network.input_hw,
             "network": run.network.describe(),
             "facts": run.facts,
         },
@@ -106,11 +107,10 @@ def load_run(folder: Path) -> Run:
             raise ModelError(msg)
         config = FitConfig.model_validate(fields["config"])
         state = load_file(folder / "network.safetensors")
-        network = create_detector(config.detector).build(
-            Backbone(config.backbone),
-            (config.image_size, config.image_size),
-            state,
-            fields["network"],
+        detector = create_detector(config.detector, config.options)
+        height, width = fields["input_hw"]
+        network = detector.build(
+            Backbone(config.backbone, detector.strides or STRIDES), (height, width), state, fields["network"]
         )
         return Run(
             config=config,

@@ -15,7 +15,8 @@ from meliad_edge.data.readers import open_dataset
 from meliad_edge.data.split import few_shot_split
 from meliad_edge.exemplars import Exemplar, cut_exemplar
 from meliad_edge.models import create_detector
-from meliad_edge.models.backbone import load_backbone
+from meliad_edge.models.backbone import STRIDES, load_backbone
+from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.models.network import FittedDetector, TrainingImages
 from meliad_edge.run import Run, save_run
 from meliad_edge.runtime.engine import infer_all
@@ -41,10 +42,12 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
         ModelError: No weights for the backbone.
         UsageError: Unknown detector.
     """
-    detector = create_detector(config.detector)
+    detector = create_detector(config.detector, config.options)
     dataset = open_dataset(config.data)
     split = few_shot_split(dataset, shots=config.shots, seed=config.seed, shot_class=config.shot_class)
-    backbone = load_backbone(config.backbone, config.weights)
+    features = FeatureExtractor(
+        load_backbone(config.backbone, config.weights, detector.strides or STRIDES), config.feature_cache
+    )
     size_hw = (config.image_size, config.image_size)
     anomalies = sum(sample.is_anomaly for sample in split.test)
     report(
@@ -58,8 +61,8 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     for loaded in (normal, shots, held_out):
         for error in loaded.errors:
             report("skipped", error)
-    fitted = detector.fit(TrainingImages(normal.frames, shots.frames), backbone, seed=config.seed)
-    scores = infer_all(TorchEngine(fitted.network), held_out.frames, "calibrating").score
+    fitted = detector.fit(TrainingImages(normal.frames, shots.frames), features, seed=config.seed)
+    scores = infer_all(TorchEngine(fitted.network, config.feature_cache), held_out.frames, "calibrating").score
     calibration = calibrate(
         scores,
         target_false_alarm_rate=config.false_alarm_rate,

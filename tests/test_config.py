@@ -34,7 +34,7 @@ def test_zero_on_the_command_line_is_given(tmp_path: Path) -> None:
         ("shots = ", "cannot be read"),
         ("\x00", "cannot be read"),
         ("shots = 3", "data is not given"),
-        ('data = "x"\nshot = 3', "unknown key 'shot'; the keys are data, out, detector, shots"),
+        ('data = "x"\nshot = 3', "unknown key 'shot'; the keys are data, out, detector, options, shots"),
         ('data = "x"\n[train]\nlr = 1', "unknown key 'train'"),
         ('data = "x"\nshots = -1', "shots = -1 is not allowed"),
         ('data = "x"\nshots = "ten"', "shots = 'ten' is not allowed"),

@@ -9,6 +9,7 @@ import typer
 
 from meliad_edge.cli.output import describe_calibration, print_json, require_extra, say
 from meliad_edge.config import load_fit_config
+from meliad_edge.errors import UsageError
 
 
 def command(
@@ -18,6 +19,9 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Run folder to write.  [default: runs/fit]")] = None,
     config: Annotated[Path | None, typer.Option(help="Project file (TOML) with these options as keys.")] = None,
     detector: Annotated[str | None, typer.Option(help="Detector.  [default: meliad]")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Option of the detector; may be repeated.")
+    ] = None,
     shots: Annotated[int | None, typer.Option(help="Labelled defects to learn from.  [default: 10]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of split and training.  [default: 0]")] = None,
     shot_class: Annotated[
@@ -29,6 +33,9 @@ def command(
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Accepted rate on normal images.  [default: 0.01]")
     ] = None,
+    feature_cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep backbone features here, for the next fit.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Train a detector from normal images and a few labelled defects."""
@@ -38,6 +45,7 @@ def command(
             "data": data,
             "out": out,
             "detector": detector,
+            "options": _options(option),
             "shots": shots,
             "seed": seed,
             "shot_class": shot_class,
@@ -45,6 +53,7 @@ def command(
             "weights": weights,
             "image_size": image_size,
             "false_alarm_rate": false_alarm_rate,
+            "feature_cache": feature_cache,
         },
     )
     require_extra("torch", "train")
@@ -65,3 +74,14 @@ def command(
                 "facts": run.facts,
             }
         )
+
+
+def _options(texts: list[str] | None) -> dict[str, str] | None:
+    if not texts:
+        return None
+    pairs = [text.partition("=") for text in texts]
+    for (name, equals, _), text in zip(pairs, texts, strict=True):
+        if not name or not equals:
+            msg = f"--option {text!r} is not NAME=VALUE; write for example --option steps=500"
+            raise UsageError(msg)
+    return {name: value for name, _, value in pairs}

@@ -27,26 +27,28 @@ SUPPORTED_BACKBONES = (*_WEIGHT_PACKAGES, "resnet18", "vgg11")
 
 
 class Backbone(nn.Module):
-    """uint8 frames to the feature maps of strides 16 and 32 of a timm network.
+    """uint8 frames to feature maps of a timm network.
 
     Casting, layout and normalisation happen here, so they are part of every exported graph.
 
     Args:
         name: timm name, one of ``SUPPORTED_BACKBONES``.
+        strides: Of the feature maps wanted, ascending, out of 4, 8, 16 and 32.
 
     Raises:
         ModelError: Unknown name.
     """
 
-    def __init__(self, name: str = DEFAULT_BACKBONE) -> None:
+    def __init__(self, name: str = DEFAULT_BACKBONE, strides: tuple[int, ...] = STRIDES) -> None:
         super().__init__()
         if name not in SUPPORTED_BACKBONES:
             msg = f"backbone {name!r} is not supported; choose one of {', '.join(SUPPORTED_BACKBONES)}"
             raise ModelError(msg)
         timm = _import_timm()
         probe = timm.create_model(name, pretrained=False, features_only=True)
-        levels = [probe.feature_info.reduction().index(stride) for stride in STRIDES]
+        levels = [probe.feature_info.reduction().index(stride) for stride in strides]
         self.name = name
+        self.strides = strides
         self.features: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=levels)
         self.channels: tuple[int, ...] = tuple(self.features.feature_info.channels())
         config = probe.pretrained_cfg
@@ -54,23 +56,24 @@ class Backbone(nn.Module):
         self.register_buffer("shift", 255.0 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(config["std"]).view(1, 3, 1, 1)), persistent=False)
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute both feature maps.
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
 
         Args:
             frames: uint8 RGB [N, H, W, 3], H and W multiples of 32.
 
         Returns:
-            float32 [N, C16, H/16, W/16] and [N, C32, H/32, W/32].
+            One float32 [N, C, H / stride, W / stride] per stride.
         """
         shift: Tensor = self.shift  # type: ignore[assignment]
         scale: Tensor = self.scale  # type: ignore[assignment]
         images = (frames.permute(0, 3, 1, 2).float() - shift) * scale
-        fine, coarse = self.features(images)
-        return fine, coarse
+        return tuple(self.features(images))
 
 
-def load_backbone(name: str = DEFAULT_BACKBONE, weights: Path | None = None) -> Backbone:
+def load_backbone(
+    name: str = DEFAULT_BACKBONE, weights: Path | None = None, strides: tuple[int, ...] = STRIDES
+) -> Backbone:
     """Build a backbone with ImageNet weights.
 
     Weights come from ``weights`` if given (safetensors, or a state dict saved by torch), else from the
@@ -79,11 +82,12 @@ def load_backbone(name: str = DEFAULT_BACKBONE, weights: Path | None = None) -> 
     Args:
         name: timm name, one of ``SUPPORTED_BACKBONES``.
         weights: A local weights file.
+        strides: Of the feature maps wanted.
 
     Raises:
         ModelError: Unknown name, weights that cannot be found or do not fit.
     """
-    backbone = Backbone(name).eval()
+    backbone = Backbone(name, strides).eval()
     if weights is not None:
         state = _read_weights(weights)
     elif (packaged := _packaged_weights(name)) is not None:

@@ -1,27 +1,99 @@
-"""Frozen backbone features of many images, as the detectors are fitted on them."""
+"""Frozen backbone features: of many images at once, kept on disk where asked, and as one vector per cell."""
 
 from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from meliad_edge.models.backbone import Backbone
 from meliad_edge.progress import track
 
+_BATCH = 16
 
-def pooled_levels(levels: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+_logger = logging.getLogger(__name__)
+
+
+class FeatureExtractor:
+    """The feature maps a frozen backbone gives for images, computed once and then read from a folder.
+
+    A file is named after the weights of the backbone and the pixels of the image, so a cache is never stale and may be
+    shared by data sets, seeds, detectors and processes.
+
+    Args:
+        backbone: In evaluation mode.
+        cache: Folder for the feature maps, made when missing; None keeps nothing.
+    """
+
+    def __init__(self, backbone: Backbone, cache: Path | None = None) -> None:
+        self.backbone = backbone
+        self._cache = None if cache is None else cache / _fingerprint(backbone)
+        if self._cache is not None:
+            self._cache.mkdir(parents=True, exist_ok=True)
+
+    def levels(self, frames: NDArray[np.uint8], description: str) -> tuple[NDArray[np.float32], ...]:
+        """Feature maps of frames.
+
+        Args:
+            frames: uint8 RGB [n, H, W, 3].
+            description: Label of the progress bar.
+
+        Returns:
+            One float32 [n, C, h, w] per stride of the backbone.
+        """
+        result = tuple(
+            np.empty((len(frames), channels, frames.shape[1] // stride, frames.shape[2] // stride), np.float32)
+            for stride, channels in zip(self.backbone.strides, self.backbone.channels, strict=True)
+        )
+        for start in track(range(0, len(frames), _BATCH), description):
+            batch = frames[start : start + _BATCH]
+            for level, values in zip(result, self.levels_of_batch(batch), strict=True):
+                level[start : start + len(batch)] = values
+        return result
+
+    def levels_of_batch(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+        """The same for a batch that fits in memory, without a progress bar."""
+        if self._cache is None:
+            return self._compute(frames)
+        paths = [[self._path(frame, stride) for stride in self.backbone.strides] for frame in frames]
+        maps = [[_load(path) for path in row] for row in paths]
+        missing = [index for index, row in enumerate(maps) if any(value is None for value in row)]
+        if missing:
+            for level, values in enumerate(self._compute(frames[missing])):
+                for index, value in zip(missing, values, strict=True):
+                    maps[index][level] = value
+                    _save(paths[index][level], value)
+        return tuple(np.stack([row[level] for row in maps]) for level in range(len(self.backbone.strides)))  # type: ignore[misc]
+
+    def _compute(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+        with torch.inference_mode():
+            levels: tuple[Tensor, ...] = self.backbone.to(memory_format=torch.channels_last)(torch.from_numpy(frames))
+        return tuple(level.contiguous().numpy() for level in levels)
+
+    def _path(self, frame: NDArray[np.uint8], stride: int) -> Path:
+        assert self._cache is not None
+        digest = hashlib.blake2b(frame.tobytes(), digest_size=16, salt=_salt(frame.shape)).hexdigest()
+        return self._cache / digest[:2] / f"{digest}.stride{stride}.npy"
+
+
+def pooled_levels(levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Average each cell with its eight neighbours; cells outside the image do not count."""
-    fine, coarse = (functional.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in levels)
-    return fine, coarse
+    return tuple(functional.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in levels)
 
 
-def patch_features(levels: tuple[Tensor, Tensor]) -> Tensor:
-    """Both levels on the finer grid, one vector per cell: [N, C16 + C32, h, w]."""
-    fine, coarse = pooled_levels(levels)
-    return torch.cat([fine, upsample_to(coarse, fine)], dim=1)
+def patch_features(levels: Sequence[Tensor]) -> Tensor:
+    """All levels, pooled, on the finest grid, one vector per cell: [N, sum of C, h, w]."""
+    fine, *coarse = pooled_levels(levels)
+    return torch.cat([fine, *(upsample_to(level, fine) for level in coarse)], dim=1)
 
 
 def upsample_to(coarse: Tensor, fine: Tensor) -> Tensor:
@@ -30,25 +102,59 @@ def upsample_to(coarse: Tensor, fine: Tensor) -> Tensor:
 
 
 def extract_patch_features(
-    backbone: Backbone, frames: NDArray[np.uint8], description: str, batch_size: int = 16
+    features: FeatureExtractor, frames: NDArray[np.uint8], description: str
 ) -> NDArray[np.float32]:
     """Patch features of frames.
 
     Args:
-        backbone: In evaluation mode.
+        features: Where feature maps come from.
         frames: uint8 RGB [n, H, W, 3].
         description: Label of the progress bar.
-        batch_size: Frames per forward pass.
 
     Returns:
-        float32 [n, h, w, C16 + C32].
+        float32 [n, h, w, sum of C], on the grid of the finest level.
     """
-    channels = sum(backbone.channels)
-    grid = (frames.shape[1] // 16, frames.shape[2] // 16)
-    features = np.empty((len(frames), *grid, channels), np.float32)
-    model: nn.Module = backbone.to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        for start in track(range(0, len(frames), batch_size), description):
-            batch = torch.from_numpy(frames[start : start + batch_size])
-            features[start : start + len(batch)] = patch_features(model(batch)).permute(0, 2, 3, 1).numpy()
-    return features
+    backbone = features.backbone
+    grid_hw = frames.shape[1] // backbone.strides[0], frames.shape[2] // backbone.strides[0]
+    result = np.empty((len(frames), *grid_hw, sum(backbone.channels)), np.float32)
+    for start in track(range(0, len(frames), _BATCH), description):
+        levels = features.levels_of_batch(frames[start : start + _BATCH])
+        patches = patch_features([torch.from_numpy(level) for level in levels])
+        result[start : start + len(patches)] = patches.permute(0, 2, 3, 1).numpy()
+    return result
+
+
+def _fingerprint(backbone: Backbone) -> str:
+    """Name and weights of a backbone."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return f"{backbone.name}-{digest.hexdigest()}"
+
+
+def _salt(shape: tuple[int, ...]) -> bytes:
+    """Frames of the same bytes and another shape are other frames."""
+    return f"{shape[0]}x{shape[1]}".encode()[:16]
+
+
+def _load(path: Path) -> NDArray[np.float32] | None:
+    """A kept feature map; None where there is none, or what is there cannot be read."""
+    try:
+        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _save(path: Path, value: NDArray[np.float32]) -> None:
+    """Write a file that another process sees whole or not at all; a full disk costs time and nothing else."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with partial.open("wb") as file:
+            np.save(file, value, allow_pickle=False)
+        partial.replace(path)
+    except OSError as error:
+        _logger.warning("the feature cache %s cannot be written (%s)", path.parent.parent, error.strerror)
+        with contextlib.suppress(OSError):
+            partial.unlink()

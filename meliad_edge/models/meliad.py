@@ -8,7 +8,7 @@ The prototypes of both classes are our extension; docs/method.md says which part
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from meliad_edge.models.backbone import Backbone
-from meliad_edge.models.features import extract_patch_features, pooled_levels, upsample_to
+from meliad_edge.models.features import FeatureExtractor, extract_patch_features, pooled_levels, upsample_to
 from meliad_edge.models.network import FittedDetector, PatchSite, PrototypeNetwork, TrainingImages, register
 from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, nearest_patch
 from meliad_edge.models.scoring import ScoringParameters
@@ -59,9 +59,9 @@ class MeliadNetwork(PrototypeNetwork):
         self.direction = nn.Parameter(torch.zeros(depth))
         self.scoring = scoring
 
-    def embed(self, frames: Tensor) -> Tensor:
-        """uint8 frames [N, H, W, 3] to patch embeddings [N, D, H/16, W/16]."""
-        fine, coarse = pooled_levels(self.backbone(frames))
+    def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
+        """Feature maps of strides 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
+        fine, coarse = pooled_levels(levels)
         whitened = self.metric_fine(fine)
         whitened = whitened + upsample_to(self.metric_coarse(coarse), whitened)
         typical_length: Tensor = self.typical_length  # type: ignore[assignment]
@@ -95,12 +95,15 @@ class _Cells:
 
 
 @register("meliad")
+@dataclass(frozen=True, slots=True)
 class Meliad:
     """Fits the metric, the prototypes of both classes and the direction between them, in closed form."""
 
-    def fit(self, images: TrainingImages, backbone: Backbone, *, seed: int) -> FittedDetector:
+    strides: ClassVar[tuple[int, ...]] = (16, 32)
+
+    def fit(self, images: TrainingImages, features: FeatureExtractor, *, seed: int) -> FittedDetector:
         """Fit on normal images and any number of labelled anomalies, none included."""
-        normal_features = extract_patch_features(backbone, images.normal, "features of normals")
+        normal_features = extract_patch_features(features, images.normal, "features of normals")
         whitening = fit_whitening(normal_features.reshape(-1, normal_features.shape[-1]))
         order = np.random.default_rng(seed).permutation(len(normal_features))
         # The scale of distances is honest only on images that no prototype comes from.
@@ -117,7 +120,7 @@ class Meliad:
 
         if len(images.shots):
             shots = _embed(
-                extract_patch_features(backbone, images.shots, "features of defects"), whitening, typical_length
+                extract_patch_features(features, images.shots, "features of defects"), whitening, typical_length
             )
             anomaly_prototypes = choose_prototypes(_most_deviating(shots, normal_prototypes), ANOMALY_PROTOTYPES, seed)
             sites += [shots.site("shots", int(index)) for index in nearest_patch(anomaly_prototypes, shots.flat)]
@@ -151,7 +154,9 @@ class Meliad:
             offset=0.0,
         )
         prototypes = np.concatenate([normal_prototypes, anomaly_prototypes])
-        network = MeliadNetwork(backbone, _size_hw(images.normal), normal.flat.shape[1], len(prototypes), scoring)
+        network = MeliadNetwork(
+            features.backbone, _size_hw(images.normal), normal.flat.shape[1], len(prototypes), scoring
+        )
         network.typical_length.fill_(typical_length)  # type: ignore[operator]
         network.prototypes.data = torch.from_numpy(prototypes)
         network.direction.data = torch.from_numpy((direction / unit).astype(np.float32))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from meliad_edge.errors import UsageError
 from meliad_edge.models.backbone import Backbone
+from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.models.scoring import ScoringParameters, patch_entropy_score
 
 
@@ -45,27 +48,29 @@ class PatchSite:
 
 
 class DetectorNetwork(nn.Module, ABC):
-    """Frames to raw scores: what a detector trains, and what is exported.
+    """Frames to raw scores: what a detector trains, and what is exported."""
 
-    Subclasses keep the by-design property: the mean of a map's ``top_cells`` largest cells plus
-    ``score_offset`` is the image's score.
-    """
-
-    def __init__(self, backbone: Backbone, input_hw: tuple[int, int]) -> None:
+    def __init__(self, input_hw: tuple[int, int]) -> None:
         super().__init__()
-        self.backbone = backbone
         self.input_hw = input_hw
-        self.grid_hw = (input_hw[0] // 16, input_hw[1] // 16)
 
     @property
     @abstractmethod
-    def top_cells(self) -> int:
-        """Cells of the map whose mean is the score."""
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of the map."""
 
     @property
     @abstractmethod
+    def top_cells(self) -> int | None:
+        """Cells of the map whose mean, plus ``score_offset``, is the score (the by-design property).
+
+        None where a published method computes its score in another way.
+        """
+
+    @property
     def score_offset(self) -> float:
-        """Constant b0 added to that mean."""
+        """Constant b0 between the scale of the map and that of the score."""
+        return 0.0
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -84,7 +89,35 @@ class DetectorNetwork(nn.Module, ABC):
         """
 
 
-class PrototypeNetwork(DetectorNetwork):
+class FrozenBackboneNetwork(DetectorNetwork):
+    """A network that scores the feature maps of a backbone it shares with others and never changes."""
+
+    def __init__(self, backbone: Backbone, input_hw: tuple[int, int]) -> None:
+        super().__init__(input_hw)
+        self.backbone = backbone
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """The grid of the finest level."""
+        stride = self.backbone.strides[0]
+        return self.input_hw[0] // stride, self.input_hw[1] // stride
+
+    @abstractmethod
+    def score_levels(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Score feature maps, one [N, C, h, w] per stride of the backbone; returns what :meth:`forward` does."""
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score uint8 frames [N, H, W, 3]."""
+        return self.score_levels(self.backbone(frames))
+
+
+def no_prototypes(evidence: Tensor) -> Tensor:
+    """What a network without prototypes returns as nearest: -1, int64 [N, 2, h, w] for a map [N, h, w]."""
+    absent = torch.full_like(evidence, -1, dtype=torch.int64)
+    return torch.stack([absent, absent], dim=1)
+
+
+class PrototypeNetwork(FrozenBackboneNetwork):
     """A network whose last step is the fused scoring node: embeddings against prototypes of both classes.
 
     Subclasses compute embeddings and hold ``prototypes`` [K, D], ``direction`` [D] and ``scoring``.
@@ -109,12 +142,12 @@ class PrototypeNetwork(DetectorNetwork):
         return asdict(self.scoring)
 
     @abstractmethod
-    def embed(self, frames: Tensor) -> Tensor:
-        """uint8 frames [N, H, W, 3] to patch embeddings [N, D, h, w]."""
+    def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
+        """Feature maps to patch embeddings [N, D, h, w]."""
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Score frames; see :func:`~meliad_edge.models.scoring.patch_entropy_score`."""
-        return patch_entropy_score(self.embed(frames), self.prototypes, self.direction, self.scoring)
+    def score_levels(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Score feature maps; see :func:`~meliad_edge.models.scoring.patch_entropy_score`."""
+        return patch_entropy_score(self.embed(levels), self.prototypes, self.direction, self.scoring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +166,19 @@ class FittedDetector:
 
 
 class Detector(Protocol):
-    """One method of the family."""
+    """One method of the family: a frozen dataclass whose fields are its options."""
 
-    def fit(self, images: TrainingImages, backbone: Backbone, *, seed: int) -> FittedDetector:
-        """Train on normal images and a few labelled anomalies."""
+    # Of the feature maps it is fitted on; empty for a method without a pretrained backbone.
+    strides: ClassVar[tuple[int, ...]]
+
+    def fit(self, images: TrainingImages, features: FeatureExtractor, *, seed: int) -> FittedDetector:
+        """Train on normal images and a few labelled anomalies.
+
+        Args:
+            images: What to learn from.
+            features: The pretrained backbone, and its feature maps of images.
+            seed: Of everything random.
+        """
         ...
 
     def build(
@@ -146,7 +188,7 @@ class Detector(Protocol):
         ...
 
 
-_REGISTRY: dict[str, Callable[[], Detector]] = {}
+_REGISTRY: dict[str, type[Detector]] = {}
 
 
 def register(name: str) -> Callable[[type[Detector]], type[Detector]]:
@@ -159,13 +201,33 @@ def register(name: str) -> Callable[[type[Detector]], type[Detector]]:
     return add
 
 
-def create_detector(name: str) -> Detector:
+def detector_names() -> list[str]:
+    """Names of all registered detectors."""
+    return sorted(_REGISTRY)
+
+
+def create_detector(name: str, options: Mapping[str, Any] | None = None) -> Detector:
     """The detector of that name.
 
+    Args:
+        name: One of :func:`detector_names`.
+        options: Values for some of its fields; texts are converted.
+
     Raises:
-        UsageError: There is none.
+        UsageError: There is no such detector or option, or a value does not fit.
     """
     if name not in _REGISTRY:
-        msg = f"detector {name!r} is unknown; choose one of {', '.join(sorted(_REGISTRY))}"
+        msg = f"detector {name!r} is unknown; choose one of {', '.join(detector_names())}"
         raise UsageError(msg)
-    return _REGISTRY[name]()
+    detector = _REGISTRY[name]
+    known = [field.name for field in fields(detector)]  # type: ignore[arg-type]
+    for key in options or {}:
+        if key not in known:
+            msg = f"{name} has no option {key!r}; it has {', '.join(known) or 'none'}"
+            raise UsageError(msg)
+    try:
+        return TypeAdapter(detector).validate_python(dict(options or {}))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        msg = f"{name}: option {problem['loc'][0]} = {problem['input']!r} is not allowed: {problem['msg'].lower()}"
+        raise UsageError(msg) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,8 +19,14 @@ from torch.nn import functional
 
 from meliad_edge.errors import UsageError
 from meliad_edge.models.backbone import Backbone
-from meliad_edge.models.features import extract_patch_features, patch_features
-from meliad_edge.models.network import DetectorNetwork, FittedDetector, TrainingImages, register
+from meliad_edge.models.features import FeatureExtractor, extract_patch_features, patch_features
+from meliad_edge.models.network import (
+    FittedDetector,
+    FrozenBackboneNetwork,
+    TrainingImages,
+    no_prototypes,
+    register,
+)
 from meliad_edge.models.scoring import entropy_evidence
 from meliad_edge.progress import progress_bar
 
@@ -30,9 +36,6 @@ TOP_SHARE = 0.10
 KAPPA_MAX = 0.9
 MARGIN = 0.2
 BOUNDARY = 1.2
-MARGIN_WEIGHT = 1.0
-ENTROPY_WEIGHT = 0.1
-_STEPS = 300
 _BATCH_PER_CLASS = 8
 _LEARNING_RATE = 1e-3
 _BOUNDARY_LEARNING_RATE = 5e-4
@@ -61,9 +64,11 @@ class EntropyHead(nn.Module):
     Args:
         channels: Channels of the patch features.
         cells: Cells of the grid.
+        channel_entropy: Whether phi is trained; else it stays 0 and the channels are weighted by theta alone.
+        patch_entropy: Whether kappa is trained; else it is 0 and no evidence is damped.
     """
 
-    def __init__(self, channels: int, cells: int) -> None:
+    def __init__(self, channels: int, cells: int, *, channel_entropy: bool = True, patch_entropy: bool = True) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("scale", torch.ones(channels, 1, 1))
@@ -73,8 +78,9 @@ class EntropyHead(nn.Module):
         )  # fmt: skip
         self.class_embeddings = nn.Conv2d(DEPTH, 2 * EMBEDDINGS_PER_CLASS, 1)  # normal first, then anomaly
         self.theta = nn.Parameter(torch.zeros(2, EMBEDDINGS_PER_CLASS))
-        self.phi = nn.Parameter(torch.zeros(2, 1))
-        self.kappa_logit = nn.Parameter(torch.zeros(()))
+        self.phi = nn.Parameter(torch.zeros(2, 1), requires_grad=channel_entropy)
+        self.kappa_logit = nn.Parameter(torch.zeros(()), requires_grad=patch_entropy)
+        self.kappa_max = KAPPA_MAX if patch_entropy else 0.0
         self.log_temperature = nn.Parameter(torch.zeros(()))
         self.offset = nn.Parameter(torch.zeros(()))
         self.cells = cells
@@ -82,8 +88,8 @@ class EntropyHead(nn.Module):
 
     @property
     def kappa(self) -> Tensor:
-        """Strength of the damping, in (0, 0.9)."""
-        return KAPPA_MAX * torch.sigmoid(self.kappa_logit)
+        """Strength of the damping, in (0, 0.9), or 0 without patch entropy."""
+        return self.kappa_max * torch.sigmoid(self.kappa_logit)
 
     def forward(self, features: Tensor) -> _Scored:
         """Score patch features [N, C, h, w]."""
@@ -110,12 +116,20 @@ class EntropyHead(nn.Module):
         return -(log_q.exp() * log_q).sum(-1) / math.log(self.cells)
 
 
-class ReconstructionNetwork(DetectorNetwork):
+class ReconstructionNetwork(FrozenBackboneNetwork):
     """Backbone and entropy head; it has no prototypes to name."""
 
-    def __init__(self, backbone: Backbone, input_hw: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        input_hw: tuple[int, int],
+        *,
+        channel_entropy: bool = True,
+        patch_entropy: bool = True,
+    ) -> None:
         super().__init__(backbone, input_hw)
-        self.head = EntropyHead(sum(backbone.channels), self.grid_hw[0] * self.grid_hw[1])
+        self.switches = {"channel_entropy": channel_entropy, "patch_entropy": patch_entropy}
+        self.head = EntropyHead(sum(backbone.channels), self.grid_hw[0] * self.grid_hw[1], **self.switches)
 
     @property
     def top_cells(self) -> int:
@@ -128,21 +142,37 @@ class ReconstructionNetwork(DetectorNetwork):
         return self.head.offset.item()
 
     def describe(self) -> dict[str, Any]:
-        """Nothing beside the tensors."""
-        return {}
+        """Which parts of the entropy are on."""
+        return dict(self.switches)
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Score uint8 frames [N, H, W, 3]."""
-        scored = self.head(patch_features(self.backbone(frames)))
-        nearest = torch.full_like(scored.evidence, -1, dtype=torch.int64)
-        return scored.score, scored.evidence, torch.stack([nearest, nearest], dim=1)
+    def score_levels(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Score feature maps of strides 16 and 32."""
+        scored = self.head(patch_features(levels))
+        return scored.score, scored.evidence, no_prototypes(scored.evidence)
 
 
 @register("meliad-reconstruction")
+@dataclass(frozen=True, slots=True)
 class MeliadReconstruction:
-    """Trains the head on frozen features: score and metric under one loss, without augmentation."""
+    """Trains the head on frozen features: score and metric under one loss, without augmentation.
 
-    def fit(self, images: TrainingImages, backbone: Backbone, *, seed: int) -> FittedDetector:
+    Attributes:
+        channel_entropy: Weigh channels by the entropy of their spread over the image (phi).
+        patch_entropy: Damp the evidence of cells by their entropy (kappa).
+        margin_weight: Weight of the margin loss, lambda_m.
+        entropy_weight: Weight of the entropy in the loss, lambda_H.
+        steps: Of training.
+    """
+
+    channel_entropy: bool = True
+    patch_entropy: bool = True
+    margin_weight: float = 1.0
+    entropy_weight: float = 0.1
+    steps: int = 300
+
+    strides: ClassVar[tuple[int, ...]] = (16, 32)
+
+    def fit(self, images: TrainingImages, features: FeatureExtractor, *, seed: int) -> FittedDetector:
         """Fit on normal images and at least one labelled anomaly.
 
         Raises:
@@ -151,16 +181,21 @@ class MeliadReconstruction:
         if not len(images.shots):
             msg = "meliad-reconstruction learns from labelled defects and got none; use --shots 1 or --detector meliad"
             raise UsageError(msg)
-        normal = _channels_first(extract_patch_features(backbone, images.normal, "features of normals"))
-        shots = _channels_first(extract_patch_features(backbone, images.shots, "features of defects"))
+        normal = _channels_first(extract_patch_features(features, images.normal, "features of normals"))
+        shots = _channels_first(extract_patch_features(features, images.shots, "features of defects"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = ReconstructionNetwork(backbone, (images.normal.shape[1], images.normal.shape[2]))
+            network = ReconstructionNetwork(
+                features.backbone,
+                (images.normal.shape[1], images.normal.shape[2]),
+                channel_entropy=self.channel_entropy,
+                patch_entropy=self.patch_entropy,
+            )
             head = network.head
             head.mean.copy_(normal.mean((0, 2, 3)).view(-1, 1, 1))  # type: ignore[operator]
             head.scale.copy_(1.0 / (normal.std((0, 2, 3)).view(-1, 1, 1) + 1e-6))  # type: ignore[operator]
-            loss = _train(head, normal, shots)
-        facts = {"training_steps": _STEPS, "final_loss": round(loss, 4), "kappa": round(head.kappa.item(), 4)}
+            loss = self._train(head, normal, shots)
+        facts = {"training_steps": self.steps, "final_loss": round(loss, 4), "kappa": round(head.kappa.item(), 4)}
         return FittedDetector(network.eval(), (), facts)
 
     def build(
@@ -170,6 +205,36 @@ class MeliadReconstruction:
         network = ReconstructionNetwork(backbone, input_hw, **description)
         network.load_state_dict(state)
         return network
+
+    def _train(self, head: EntropyHead, normal: Tensor, shots: Tensor) -> float:
+        boundary = nn.Parameter(torch.tensor(BOUNDARY))
+        optimiser = torch.optim.Adam(
+            [
+                {"params": head.parameters(), "lr": _LEARNING_RATE, "weight_decay": 1e-4},
+                {"params": [boundary], "lr": _BOUNDARY_LEARNING_RATE},
+            ]
+        )
+        labels = torch.tensor([0] * _BATCH_PER_CLASS + [1] * _BATCH_PER_CLASS)
+        head.train()
+        loss = torch.zeros(())
+        with progress_bar() as bar:
+            task = bar.add_task(f"{'training':<24}", total=self.steps, note="")
+            for _ in range(self.steps):
+                picked_normal = torch.randint(len(normal), (_BATCH_PER_CLASS,))
+                picked_shots = torch.randint(len(shots), (_BATCH_PER_CLASS,))
+                scored: _Scored = head(torch.cat([normal[picked_normal], shots[picked_shots]]))
+                image_ids = torch.cat([picked_normal, len(normal) + picked_shots])
+                loss = (
+                    functional.binary_cross_entropy_with_logits(scored.score, labels.float())
+                    + self.margin_weight * margin_loss(scored.pooled, labels, image_ids, boundary)
+                    + self.entropy_weight * _uncertainty(scored, labels, head.top_cells)
+                )
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                bar.update(task, advance=1, note=f"loss {loss.item():.3f}")
+        head.eval()
+        return loss.item()
 
 
 def margin_loss(pooled: Tensor, labels: Tensor, image_ids: Tensor, boundary: Tensor) -> Tensor:
@@ -193,37 +258,6 @@ def margin_loss(pooled: Tensor, labels: Tensor, image_ids: Tensor, boundary: Ten
     group_of_pair = labels.unsqueeze(1) + labels.unsqueeze(0)  # 0 normal-normal, 1 mixed, 2 anomaly-anomaly
     groups = [losses[is_pair & (group_of_pair == group)] for group in range(3)]
     return torch.stack([group.mean() for group in groups if len(group)]).mean()
-
-
-def _train(head: EntropyHead, normal: Tensor, shots: Tensor) -> float:
-    boundary = nn.Parameter(torch.tensor(BOUNDARY))
-    optimiser = torch.optim.Adam(
-        [
-            {"params": head.parameters(), "lr": _LEARNING_RATE, "weight_decay": 1e-4},
-            {"params": [boundary], "lr": _BOUNDARY_LEARNING_RATE},
-        ]
-    )
-    labels = torch.tensor([0] * _BATCH_PER_CLASS + [1] * _BATCH_PER_CLASS)
-    head.train()
-    loss = torch.zeros(())
-    with progress_bar() as bar:
-        task = bar.add_task(f"{'training':<24}", total=_STEPS, note="")
-        for _ in range(_STEPS):
-            picked_normal = torch.randint(len(normal), (_BATCH_PER_CLASS,))
-            picked_shots = torch.randint(len(shots), (_BATCH_PER_CLASS,))
-            scored: _Scored = head(torch.cat([normal[picked_normal], shots[picked_shots]]))
-            image_ids = torch.cat([picked_normal, len(normal) + picked_shots])
-            loss = (
-                functional.binary_cross_entropy_with_logits(scored.score, labels.float())
-                + MARGIN_WEIGHT * margin_loss(scored.pooled, labels, image_ids, boundary)
-                + ENTROPY_WEIGHT * _uncertainty(scored, labels, head.top_cells)
-            )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            bar.update(task, advance=1, note=f"loss {loss.item():.3f}")
-    head.eval()
-    return loss.item()
 
 
 def _uncertainty(scored: _Scored, labels: Tensor, top_cells: int) -> Tensor:

@@ -136,6 +136,8 @@ def find_regions(
 ) -> tuple[Region, ...]:
     """Connected cells at or above the cell threshold, or not a number, as boxes on the image, highest peak first.
 
+    Where no cell reaches it, which takes a detector whose score is not read off its map, the highest cell is marked.
+
     Args:
         evidence: Map, float32 [h, w].
         nearest: int64 [2, h, w], see :class:`~meliad_edge.runtime.engine.RawScores`.
@@ -143,7 +145,8 @@ def find_regions(
         calibration: Gives the cell threshold.
         exemplars: One per prototype; a prototype without one is not explained.
     """
-    marked = (~(evidence < calibration.cell_threshold)).astype(np.uint8)
+    threshold = min(calibration.cell_threshold, float(evidence.max()))
+    marked = (~(evidence < threshold)).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(marked, connectivity=8)
     scale_y, scale_x = image_hw[0] / evidence.shape[0], image_hw[1] / evidence.shape[1]
     regions = []

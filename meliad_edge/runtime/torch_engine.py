@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from meliad_edge.models.network import DetectorNetwork
+from meliad_edge.models.features import FeatureExtractor
+from meliad_edge.models.network import DetectorNetwork, FrozenBackboneNetwork
 from meliad_edge.runtime.engine import RawScores
 
 
 class TorchEngine:
-    """Scores frames with the network that was trained."""
+    """Scores frames with the network that was trained.
+
+    Args:
+        network: The network.
+        feature_cache: Folder with feature maps of images, used where the backbone is frozen.
+    """
 
     name = "pytorch"
 
-    def __init__(self, network: DetectorNetwork) -> None:
+    def __init__(self, network: DetectorNetwork, feature_cache: Path | None = None) -> None:
         self._network = network.eval()
+        self._features: FeatureExtractor | None = None
+        if feature_cache is not None and isinstance(network, FrozenBackboneNetwork):
+            self._features = FeatureExtractor(network.backbone, feature_cache)
 
     @property
     def input_size_hw(self) -> tuple[int, int]:
@@ -26,5 +38,12 @@ class TorchEngine:
     def infer(self, frames: NDArray[np.uint8]) -> RawScores:
         """Score a batch of RGB frames, uint8 [N, H, W, 3]."""
         with torch.inference_mode():
-            score, evidence, nearest = self._network(torch.from_numpy(frames))
+            score, evidence, nearest = self._score(frames)
         return RawScores(score.numpy(), evidence.numpy(), nearest.numpy())
+
+    def _score(self, frames: NDArray[np.uint8]) -> tuple[Tensor, Tensor, Tensor]:
+        if self._features is not None and isinstance(self._network, FrozenBackboneNetwork):
+            levels = self._features.levels_of_batch(frames)
+            return self._network.score_levels(tuple(torch.from_numpy(level) for level in levels))
+        score, evidence, nearest = self._network(torch.from_numpy(frames))
+        return score, evidence, nearest

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from meliad_edge.errors import UsageError
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import Backbone, load_backbone
+from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.models.network import FittedDetector, TrainingImages
 
 
@@ -28,7 +29,9 @@ def _marked(count: int, seed: int) -> NDArray[np.uint8]:
 
 
 def _fit(backbone: Backbone, shots: int, seed: int = 0) -> FittedDetector:
-    return create_detector("meliad").fit(TrainingImages(_plain(12, 1), _marked(shots, 2)), backbone, seed=seed)
+    return create_detector("meliad").fit(
+        TrainingImages(_plain(12, 1), _marked(shots, 2)), FeatureExtractor(backbone), seed=seed
+    )
 
 
 @pytest.mark.parametrize("shots", [0, 1, 4])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from meliad_edge.errors import UsageError
 from meliad_edge.models.backbone import load_backbone
+from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.models.network import TrainingImages, create_detector
 from meliad_edge.models.reconstruction import BOUNDARY, MARGIN, EntropyHead, margin_loss
 
@@ -71,7 +72,9 @@ def test_an_embedding_with_one_bright_cell_has_less_entropy_than_an_even_one() -
 def test_it_learns_from_labels_and_needs_them(texture_set: Path) -> None:
     frames = np.zeros((2, 64, 64, 3), np.uint8)
     with pytest.raises(UsageError, match="got none"):
-        create_detector("meliad-reconstruction").fit(TrainingImages(frames, frames[:0]), load_backbone(), seed=0)
+        create_detector("meliad-reconstruction").fit(
+            TrainingImages(frames, frames[:0]), FeatureExtractor(load_backbone()), seed=0
+        )
 
 
 def test_the_whole_line_runs_with_it(texture_set: Path, invoke, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
