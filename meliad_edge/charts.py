@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from meliad_edge.metrics import precision_recall_curve, roc_curve
+
+if TYPE_CHECKING:
+    from meliad_edge.faithfulness import ScoreCurves
 
 WIDTH, HEIGHT = 440, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 424, 16, 264
@@ -142,6 +146,27 @@ def score_chart(scores: ArrayLike, is_anomaly: ArrayLike, threshold: float | Non
         f"{np.count_nonzero(labels):,} anomalous images, median {_median(values[labels])}."
     )
     return Chart("scores", "Scores of the test images", description, x, y, tuple(series))
+
+
+def faithfulness_chart(curves: ScoreCurves) -> Chart:
+    """Deletion and insertion curves, each with its random baseline."""
+    x, y = Axis("share of the cells replaced", 0.0, 1.0), Axis("score, own image = 1", 0.0, 1.0)
+    series = tuple(
+        Series(kind, _path(x, y, curves.shares, values), label)
+        for kind, label, values in (
+            ("deletion random", "deletion, random order", curves.deletion_random),
+            ("insertion random", "insertion, random order", curves.insertion_random),
+            ("deletion", "deletion, highest cells first", curves.deletion),
+            ("insertion", "insertion, highest cells first", curves.insertion),
+        )
+    )
+    description = (
+        f"Mean score of {curves.images:,} defects that alarm while their cells are replaced by a normal image "
+        f"(deletion), and of that image while it gets their cells (insertion). Area of deletion "
+        f"{curves.area(curves.deletion):.3f}, in random order {curves.area(curves.deletion_random):.3f}; of insertion "
+        f"{curves.area(curves.insertion):.3f}, in random order {curves.area(curves.insertion_random):.3f}."
+    )
+    return Chart("faithfulness", "Deletion and insertion", description, x, y, series)
 
 
 def _median(values: NDArray[np.float64]) -> str:

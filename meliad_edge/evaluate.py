@@ -13,6 +13,7 @@ from meliad_edge.data.dataset import Sample
 from meliad_edge.data.frames import LoadedFrames, load_frames
 from meliad_edge.data.images import read_image, read_mask
 from meliad_edge.errors import DataError
+from meliad_edge.interpretability import Interpretability, measure_interpretability
 from meliad_edge.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
 from meliad_edge.run import Run
 from meliad_edge.runtime.engine import RawScores, infer_all
@@ -33,6 +34,7 @@ class Evaluation:
         pixel: Pixel metrics, None where the data set has no masks.
         false_alarms: Normal test images at or above the threshold.
         misses: Anomalous test images below the threshold.
+        interpretability: How well the maps explain; None where it was not asked for.
     """
 
     images: LoadedFrames
@@ -44,6 +46,7 @@ class Evaluation:
     pixel: PixelMetrics | None
     false_alarms: int
     misses: int
+    interpretability: Interpretability | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """One flat object of JSON values with anomalib's metric names."""
@@ -54,14 +57,19 @@ class Evaluation:
             "misses": self.misses,
             "unreadable_images": len(self.images.errors),
             "unusable_masks": len(self.mask_errors),
+            **(self.interpretability.to_dict() if self.interpretability is not None else {}),
         }
 
 
-def evaluate(run: Run) -> Evaluation:
+def evaluate(run: Run, *, interpretability: bool = False) -> Evaluation:
     """Score the test images of a run with the trained network and compare with the ground truth.
 
     Pixel metrics are computed at the model's input size, over all test images, where at least one anomaly
     has a mask; an anomaly without one is left out of them.
+
+    Args:
+        run: What to measure.
+        interpretability: Also measure how well the maps explain, which takes a minute or so.
 
     Raises:
         DataError: The test set lacks normal or anomalous images.
@@ -86,6 +94,9 @@ def evaluate(run: Run) -> Evaluation:
         pixel=_pixel_metrics(raw.map, is_anomaly, masks, run.network.input_hw) if masks else None,
         false_alarms=int(np.count_nonzero(alarms & ~is_anomaly)),
         misses=int(np.count_nonzero(~alarms & is_anomaly)),
+        interpretability=measure_interpretability(run, loaded.frames, raw, is_anomaly, masks)
+        if interpretability
+        else None,
     )
 
 

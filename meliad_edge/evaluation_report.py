@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from meliad_edge import __version__
+from meliad_edge import __version__, charts
 from meliad_edge.benchmarks.environment import describe_environment
 from meliad_edge.evaluate import Evaluation
 from meliad_edge.explain import overlay
-from meliad_edge.report import HeldOutScores, InspectedImage, ReportData
+from meliad_edge.faithfulness import RANDOMISED_LIMIT
+from meliad_edge.interpretability import Interpretability
+from meliad_edge.metrics import Interval
+from meliad_edge.report import HeldOutScores, InspectedImage, ReportData, Table
 from meliad_edge.run import Run
 from meliad_edge.runtime.predictor import Region, find_regions
 
@@ -31,6 +34,7 @@ def evaluation_report(run: Run, evaluation: Evaluation) -> ReportData:
         *_even_steps(by_score[np.isin(by_score, normal)], _GALLERY_PER_CLASS),
     ]
     shots = len(run.split.shots)
+    measured = evaluation.interpretability
     return ReportData(
         title=f"{run.config.detector} on {run.dataset}",
         subtitle=(
@@ -44,6 +48,10 @@ def evaluation_report(run: Run, evaluation: Evaluation) -> ReportData:
         gallery=tuple(_inspect(run, evaluation, index) for index in gallery),
         highest_normals=_worst(run, evaluation, by_score[np.isin(by_score, normal)][::-1], alarms=True),
         lowest_anomalies=_worst(run, evaluation, by_score[np.isin(by_score, anomalous)], alarms=False),
+        interpretability=None if measured is None else _interpretability_table(measured),
+        faithfulness=None
+        if measured is None or measured.curves is None
+        else charts.faithfulness_chart(measured.curves),
         provenance=_provenance(run),
     )
 
@@ -75,6 +83,69 @@ def _inspect(run: Run, evaluation: Evaluation, index: int) -> InspectedImage:
         mask=evaluation.masks.get(index),
         resembles=tuple(region.resembles for region in regions[:2] if region.resembles is not None),
     )
+
+
+def _interpretability_table(measured: Interpretability) -> Table:
+    """What could be measured, each beside what a map without meaning would get."""
+    rows: list[tuple[str | float, ...]] = []
+    if measured.pointing is not None:
+        pointing = measured.pointing
+        rows.append(
+            (
+                "highest point is on the defect",
+                pointing.accuracy,
+                _range(pointing.accuracy_ci),
+                f"chance {pointing.chance:.3f}",
+            )
+        )
+    if measured.overlap is not None:
+        overlap = measured.overlap
+        rows += [
+            ("IoU at the cell threshold", overlap.iou, _range(overlap.iou_ci), ""),
+            ("IoU at the best threshold", overlap.iou_best, _range(overlap.iou_best_ci), ""),
+            ("masks touched by a marked cell", overlap.touched, "", ""),
+        ]
+    if measured.curves is not None:
+        curves = measured.curves
+        rows += [
+            (
+                "deletion, lower is better",
+                curves.area(curves.deletion),
+                "",
+                _random(curves.area(curves.deletion_random)),
+            ),
+            (
+                "insertion, higher is better",
+                curves.area(curves.insertion),
+                "",
+                _random(curves.area(curves.insertion_random)),
+            ),
+        ]
+    verdict = "passed" if measured.randomised.passed else "failed"
+    rows.append(
+        (
+            "rank correlation with random weights",
+            measured.randomised.correlation,
+            "",
+            f"limit {RANDOMISED_LIMIT}, {verdict}",
+        )
+    )
+    return Table(
+        f"Maps of {measured.masked_anomalies:,} defects with a mask, "
+        f"{0 if measured.curves is None else measured.curves.images} for the curves, "
+        f"{measured.randomised.images} for the random weights",
+        ("measure", "value", "95 % interval", "compare with"),
+        tuple(rows),
+        note="docs/method.md defines each measure. Without masks, or without an alarm, some cannot be measured.",
+    )
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _random(area: float) -> str:
+    return f"random order {area:.3f}"
 
 
 def _provenance(run: Run) -> tuple[tuple[str, str], ...]:

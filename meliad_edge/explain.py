@@ -7,6 +7,7 @@ part stays clean.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ _FULL_OPACITY_LEVEL = 0.5
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _WHITE = (255, 255, 255)
 _BLACK = (0, 0, 0)
+COMPARED_REGIONS = 3
+# Sizes of a saved picture in pixels: images are enlarged to about this height, but not beyond this width.
+_COMFORTABLE_HEIGHT, _LARGEST_WIDTH = 560, 1280
+_SMALLEST_WIDTH = 320
 
 _LEVELS = np.arange(256, dtype=np.uint8)
 # RGB [256, 1, 3]; Inferno is perceptually uniform: equal steps of evidence look equally large.
@@ -113,7 +118,7 @@ def colour_bar(
 def save_explanation(
     folder: Path, stem: str, image: NDArray[np.uint8], prediction: Prediction, calibration: Calibration
 ) -> None:
-    """Write ``stem.png``, the overlay with its colour bar below, and ``stem.npy``, the raw map.
+    """Write ``stem.png``, see :func:`explanation`, and ``stem.npy``, the raw map.
 
     Args:
         folder: Created when missing.
@@ -122,14 +127,140 @@ def save_explanation(
         prediction: What to show.
         calibration: Gives the colour scale.
     """
-    value_range = calibration.colour_range
-    drawn = overlay(image, prediction.map, value_range, prediction.regions, caption=describe_score(prediction))
-    bar = colour_bar(value_range, calibration.cell_threshold, size_hw=(48, max(320, image.shape[1])))
-    missing = bar.shape[1] - image.shape[1]
-    drawn = np.pad(drawn, ((0, 0), (0, missing), (0, 0)), constant_values=255)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.png").write_bytes(encode_picture(np.concatenate([drawn, bar]), ".png"))
+    picture = explanation(image, prediction, calibration)
+    (folder / f"{stem}.png").write_bytes(encode_picture(picture, ".png"))
     np.save(folder / f"{stem}.npy", prediction.map)
+
+
+def explanation(image: NDArray[np.uint8], prediction: Prediction, calibration: Calibration) -> NDArray[np.uint8]:
+    """Draw a decision: the score, the evidence over the image with its colour bar, and what regions compare with.
+
+    Beside the overlay stand the patches where the three highest regions peak, numbered as they are outlined in it,
+    and the training patches behind each, where the model has any: the labelled defect that it is like, and the normal
+    patch that it is unlike. All patches are three by three cells. Small images are enlarged by a whole factor.
+
+    Args:
+        image: uint8 RGB [H, W, 3] that the prediction was made on.
+        prediction: What to show.
+        calibration: Gives the colour scale.
+
+    Returns:
+        uint8 RGB, white where there is nothing.
+    """
+    height, width = image.shape[:2]
+    factor = max(1, min(round(_COMFORTABLE_HEIGHT / height), _LARGEST_WIDTH // width))
+    text = max(0.45, factor * height / 1100)
+    enlarged = np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC), np.uint8)
+    regions = [
+        replace(r, x=factor * r.x, y=factor * r.y, width=factor * r.width, height=factor * r.height)
+        for r in prediction.regions
+    ]
+    drawn = overlay(enlarged, prediction.map, calibration.colour_range, regions)
+    compared = [region for region in prediction.regions[:COMPARED_REGIONS] if region.resembles or region.differs_from]
+    patches = [_peak_patch(prediction.map, region, image.shape) for region in compared]
+    _number(drawn, factor * np.array(patches, np.int64).reshape(-1, 4), text)
+    panel_width = max(_SMALLEST_WIDTH, drawn.shape[1])
+    bar = colour_bar(calibration.colour_range, calibration.cell_threshold, size_hw=(round(107 * text), panel_width))
+    parts = [_line(describe_score(prediction), panel_width, text), drawn, bar]
+    panel = np.concatenate([_padded(part, part.shape[0], panel_width) for part in parts])
+    if not compared:
+        return panel
+    rows = []
+    for number, (region, (x, y, patch_width, patch_height)) in enumerate(zip(compared, patches, strict=True), 1):
+        rows.append(_comparison(image[y : y + patch_height, x : x + patch_width], region, number, text))
+    title = _line("Where regions peak, and the nearest training patches", rows[0].shape[1], text)
+    column = np.concatenate([title, *rows])
+    total = max(panel.shape[0], column.shape[0])
+    gap = np.full((total, round(26 * text), 3), 255, np.uint8)
+    return np.concatenate([_padded(panel, total, panel_width), gap, _padded(column, total, column.shape[1])], axis=1)
+
+
+def _peak_patch(evidence: NDArray[np.float32], region: Region, image_hw: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The highest cell of a region and its neighbours, as the exemplars are cut: x, y, width, height in pixels."""
+    sides = np.array(image_hw[:2])
+    cell = sides / evidence.shape
+    start, length = np.array([region.y, region.x]), np.array([region.height, region.width])
+    centres = (np.argwhere(evidence == np.float32(region.peak)) + 0.5) * cell
+    inside = ((centres >= start) & (centres < start + length)).all(axis=1)
+    centre = centres[inside][0] if inside.any() else start + length / 2  # A peak that is not a number equals none.
+    size = np.clip(np.rint(3 * cell), 1, sides)
+    y, x = np.clip(np.rint(centre - size / 2), 0, sides - size).astype(int)
+    return int(x), int(y), int(size[1]), int(size[0])
+
+
+def _comparison(patch: NDArray[np.uint8], region: Region, number: int, text: float) -> NDArray[np.uint8]:
+    """One row of the column: a patch and those it compares with, each over two lines of text."""
+    tile, gap = round(260 * text), round(26 * text)
+    shown = [
+        (patch, f"region {number}", f"peak {region.peak:.2f}"),
+        *(
+            (exemplar.patch, f"{word} {exemplar.defect}", exemplar.source)
+            for word, exemplar in (("like", region.resembles), ("unlike", region.differs_from))
+            if exemplar is not None
+        ),
+    ]
+    tiles = [
+        np.concatenate([_square(picture, tile), *(_line(line, tile, text) for line in words)])
+        for picture, *words in shown
+    ]
+    row = np.full((tiles[0].shape[0] + gap, 3 * (tile + gap), 3), 255, np.uint8)
+    for index, drawn in enumerate(tiles):
+        left = index * (tile + gap)
+        row[: drawn.shape[0], left : left + tile] = drawn
+    return row
+
+
+def _square(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Resized without keeping the aspect ratio, as model input is."""
+    interpolation = cv2.INTER_CUBIC if max(picture.shape[:2]) <= side else cv2.INTER_AREA
+    return np.asarray(cv2.resize(picture, (side, side), interpolation=interpolation), dtype=np.uint8)
+
+
+def _number(image: NDArray[np.uint8], boxes: NDArray[np.int64], text: float) -> None:
+    """Outline boxes (rows of x, y, width, height) thinly and write 1, 2, 3 beside them, or inside for want of room."""
+    taken = [tuple(box) for box in boxes.tolist()]
+    for x, y, width, height in boxes.tolist():
+        cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), _BLACK, 1)
+        cv2.rectangle(image, (x + 1, y + 1), (x + width - 2, y + height - 2), _WHITE, 1)
+    for number, (x, y, width, height) in enumerate(boxes.tolist(), 1):
+        (digit, tall), _ = cv2.getTextSize(str(number), _FONT, text, 1)
+        size = digit + round(12 * text), tall + round(14 * text)
+        places = [(x, y - size[1]), (x, y + height), (x - size[0], y), (x + width, y)]
+        left, top = next((place for place in places if _is_free(place, size, taken, image.shape)), (x, y))
+        taken.append((left, top, *size))
+        cv2.rectangle(image, (left, top), (left + size[0] - 1, top + size[1] - 1), _BLACK, cv2.FILLED)
+        corner = left + round(6 * text), top + size[1] - round(7 * text)
+        cv2.putText(image, str(number), corner, _FONT, text, _WHITE, 1, cv2.LINE_AA)
+
+
+def _is_free(
+    place: tuple[int, int], size: tuple[int, int], taken: Sequence[tuple[int, ...]], shape: tuple[int, ...]
+) -> bool:
+    """Whether a box at (x, y) lies in the image and on none of the boxes (x, y, width, height)."""
+    (x, y), (width, height) = place, size
+    if x < 0 or y < 0 or x + width > shape[1] or y + height > shape[0]:
+        return False
+    return all(x >= a + w or a >= x + width or y >= b + h or b >= y + height for a, b, w, h in taken)
+
+
+def _line(words: str, width: int, text: float) -> NDArray[np.uint8]:
+    """One line in black on white; what is too long loses its middle, what is not ASCII becomes a question mark."""
+    words = words.encode("ascii", "replace").decode()
+    kept = len(words)
+    shown = words
+    while kept > 2 and cv2.getTextSize(shown, _FONT, text, 1)[0][0] > width - 4:
+        kept -= 1
+        shown = f"{words[: (kept + 1) // 2]}...{words[len(words) - kept // 2 :]}"
+    strip = np.full((round(46 * text), width, 3), 255, np.uint8)
+    cv2.putText(strip, shown, (2, round(30 * text)), _FONT, text, _BLACK, 1, cv2.LINE_AA)
+    return strip
+
+
+def _padded(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """With white added below and on the right."""
+    rows, columns = height - picture.shape[0], width - picture.shape[1]
+    return np.pad(picture, ((0, rows), (0, columns), (0, 0)), constant_values=255)
 
 
 def describe_score(prediction: Prediction) -> str:

@@ -94,6 +94,8 @@ class ReportData:
         parity: Exported model against the trained one.
         latency: Times per stage.
         events: What ``watch`` reported.
+        interpretability: How well the maps explain.
+        faithfulness: Its deletion and insertion curves; shown with it.
         provenance: Names and values: command, data set and licence, settings, seeds, backbone, machine, date.
     """
 
@@ -109,6 +111,8 @@ class ReportData:
     parity: Table | None = None
     latency: Table | None = None
     events: Table | None = None
+    interpretability: Table | None = None
+    faithfulness: charts.Chart | None = None
     provenance: tuple[tuple[str, str], ...] = ()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from meliad_edge.calibrate import calibrate
-from meliad_edge.explain import colour_bar, map_to_colour, overlay, save_explanation
+from meliad_edge.exemplars import EXEMPLAR_SIZE, Exemplar
+from meliad_edge.explain import colour_bar, explanation, map_to_colour, overlay, save_explanation
 from meliad_edge.runtime.predictor import Prediction, Region, StageTimes
 
 RANGE = (-1.0, 2.0)
@@ -104,11 +106,114 @@ def test_the_colour_bar_shows_the_scale_and_marks_the_threshold() -> None:
     assert (bar[25:] < 128).any()
 
 
+CALIBRATION = calibrate([0.1, 0.2, 0.3])
+RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 200, 30)
+
+
+def exemplar(colour: tuple[int, int, int], name: str = "a.png") -> Exemplar:
+    patch = np.full((EXEMPLAR_SIZE, EXEMPLAR_SIZE, 3), colour, np.uint8)
+    return Exemplar("scratch", name, 0, 0, EXEMPLAR_SIZE, EXEMPLAR_SIZE, patch)
+
+
+def decided(evidence: np.ndarray, *regions: Region) -> Prediction:
+    return Prediction(1.0, 0.3, evidence, regions, StageTimes(0, 0, 0))
+
+
+def of_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.asarray((picture == colour).all(axis=2))
+
+
 def test_an_explanation_is_a_picture_and_the_raw_map(tmp_path: Path, image: np.ndarray) -> None:
-    calibration = calibrate([0.1, 0.2, 0.3])
     evidence = np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7)
-    prediction = Prediction(1.0, 0.3, evidence, (Region(3, 4, 20, 10, 1.0),), StageTimes(0, 0, 0))
-    save_explanation(tmp_path / "out", "part", image, prediction, calibration)
+    prediction = decided(evidence, Region(3, 4, 20, 10, 1.0))
+    save_explanation(tmp_path / "out", "part", image, prediction, CALIBRATION)
     assert (np.load(tmp_path / "out" / "part.npy") == evidence).all()
     picture = cv2.imread(str(tmp_path / "out" / "part.png"))
-    assert picture.shape[0] > 50 and picture.shape[1] == 320
+    assert picture is not None
+    assert (picture[..., ::-1] == explanation(image, prediction, CALIBRATION)).all()
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (300, 300), (480, 640), (1080, 1920), (30, 2000), (600, 20), (3, 3)])
+def test_pictures_of_any_shape_are_enlarged_by_a_whole_factor(shape: tuple[int, int]) -> None:
+    green = np.full((*shape, 3), GREEN, np.uint8)
+    clean = np.full((5, 7), -1.0, np.float32)
+    picture = explanation(green, decided(clean), CALIBRATION)
+    rows, columns = np.nonzero(of_colour(picture, GREEN))
+    height, width = int(rows.max() - rows.min()) + 1, int(columns.max()) + 1
+    assert height / shape[0] == width / shape[1] == height // shape[0] >= 1
+    assert max(height / 840, width / max(1280, shape[1])) <= 1 or height == shape[0]
+    explained = decided(clean, Region(0, 0, 2, 2, 0.5, resembles=exemplar(RED)))
+    assert of_colour(explanation(green, explained, CALIBRATION), RED).any()
+
+
+def test_regions_stand_beside_the_patches_they_were_compared_with() -> None:
+    photo = np.full((160, 160, 3), 128, np.uint8)
+    photo[64:112, 96:144] = GREEN  # Three by three cells around the peak.
+    evidence = np.full((10, 10), -1.0, np.float32)
+    evidence[2:6, 2:8] = 0.4
+    evidence[5, 7] = 0.9
+    region = Region(32, 32, 96, 64, float(evidence[5, 7]), resembles=exemplar(RED), differs_from=exemplar(BLUE))
+    picture = explanation(photo, decided(evidence, region), CALIBRATION)
+    panel = explanation(photo, decided(evidence), CALIBRATION).shape[1]
+    column = picture[:, panel:]
+    boxes = []
+    for colour in (GREEN, RED, BLUE):
+        rows, columns = np.nonzero(of_colour(column, colour))
+        boxes.append((rows.min(), rows.max(), columns.min(), columns.max()))
+        tile = rows.max() - rows.min() + 1
+        assert len(rows) == tile**2 > 100**2  # A full square: the peak patch is cut where the peak is.
+    assert len({box[:2] for box in boxes}) == 1
+    assert boxes[0][3] < boxes[1][2] and boxes[1][3] < boxes[2][2]
+    below = column[boxes[0][1] + 1 :]
+    assert all((below[:, box[2] : box[3] + 1] < 128).any() for box in boxes)  # each has its words
+
+
+def test_only_the_three_highest_regions_are_compared() -> None:
+    photo = np.full((160, 160, 3), 128, np.uint8)
+    evidence = np.full((10, 10), -1.0, np.float32)
+    colours = [(200, 30, 30 + index) for index in range(5)]
+    regions = [
+        Region(32 * index, 0, 16, 16, 0.9, resembles=exemplar(colour, f"{index}.png"))
+        for index, colour in enumerate(colours)
+    ]
+    picture = explanation(photo, decided(evidence, *regions), CALIBRATION)
+    assert [of_colour(picture, colour).any() for colour in colours] == [True, True, True, False, False]
+
+
+def test_without_training_patches_there_is_no_column() -> None:
+    photo = np.full((160, 160, 3), 128, np.uint8)
+    evidence = np.full((10, 10), 0.5, np.float32)
+    plain = explanation(photo, decided(evidence), CALIBRATION)
+    assert explanation(photo, decided(evidence, Region(0, 0, 20, 20, 0.5)), CALIBRATION).shape == plain.shape
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (1080, 1920)])
+def test_words_stay_below_their_own_picture(shape: tuple[int, int]) -> None:
+    photo = np.full((*shape, 3), 128, np.uint8)
+    evidence = np.full((10, 10), -1.0, np.float32)
+    name = "a very long name of a caf\xe9 \udce9 \n picture from line 3 of the plant, 2024-01-01.png"
+    region = Region(0, 0, 20, 20, 123456.789, resembles=exemplar(RED, name), differs_from=exemplar(BLUE, name))
+    picture = explanation(photo, decided(evidence, region), CALIBRATION)
+    panel = explanation(photo, decided(evidence), CALIBRATION).shape[1]
+    row = picture[np.nonzero(of_colour(picture, RED))[0].min() :, panel:]
+    (red, blue) = (np.nonzero(of_colour(row, colour))[1] for colour in (RED, BLUE))
+    between, after = row[:, red.max() + 1 : blue.min()], row[:, blue.max() + 1 :]
+    before = row[:, red.min() - (blue.min() - red.max() - 1) : red.min()]
+    assert min(between.shape[1], after.shape[1], before.shape[1]) > 5
+    assert all((gap == 255).all() for gap in (before, between, after))
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (140, 140), (70, 0)])
+def test_numbers_lie_on_no_region_where_there_is_room(corner: tuple[int, int]) -> None:
+    photo = np.full((160, 160, 3), GREEN, np.uint8)
+    evidence = np.full((10, 10), -1.0, np.float32)
+    region = Region(*corner, 16, 16, 0.9)
+    explained = replace(region, resembles=exemplar(RED))
+    numbered = explanation(photo, decided(evidence, explained), CALIBRATION)
+    plain = explanation(photo, decided(evidence, region), CALIBRATION)
+    changed = (numbered[:, : plain.shape[1]] != plain).any(axis=2)
+    factor = of_colour(plain, GREEN).any(axis=0).sum() // 160
+    top = int(np.nonzero(of_colour(plain, GREEN).any(axis=1))[0].min())
+    x, y = (min(max(c + 8 - 24, 0), 160 - 48) * factor for c in corner)
+    inside = changed[top + y + 3 : top + y + 48 * factor - 3, x + 3 : x + 48 * factor - 3]
+    assert changed.any() and not inside.any()

@@ -11,11 +11,14 @@ from meliad_edge import charts
 from meliad_edge.calibrate import calibrate
 from meliad_edge.errors import MissingExtraError
 from meliad_edge.exemplars import Exemplar
+from meliad_edge.faithfulness import ScoreCurves
 from meliad_edge.metrics import PixelMetrics, image_metrics, pixel_metrics
 from meliad_edge.report import HeldOutScores, InspectedImage, ReportData, Table, write_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "path", "circle"}
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}.png"
+
+CURVES = ScoreCurves((0.0, 0.25, 1.0), (1.0, 0.5, 0.0), (1.0, 0.9, 0.0), (0.0, 0.75, 1.0), (0.0, 0.2, 1.0), 12)
 
 
 class Page(HTMLParser):
@@ -77,6 +80,8 @@ def complete():
         parity=Table("Score difference", ("engine", "value"), (("onnxruntime", 1e-6),)),
         latency=Table("Milliseconds", ("stage", "p50", "n"), (("infer", 12.3456, 1234),), note="On 2 cores."),
         events=Table("Events", ("time", "what"), (("12:03:41", "new"),)),
+        interpretability=Table("Maps", ("measure", "value"), (("pointing", 0.75),)),
+        faithfulness=charts.faithfulness_chart(CURVES),
         provenance=(("licence", "CC BY-SA 4.0"), ("seed", "0")),
     )
 
@@ -96,13 +101,13 @@ def test_complete_report_is_self_contained_and_accessible(tmp_path, complete):
     assert all(image["src"].startswith("data:image/") and image["alt"] for image in images)
     links = [value for _, attributes in page.elements for name, value in attributes.items() if name in ("href", "src")]
     assert all(link.startswith("data:") for link in links)
-    assert len(page.all("caption")) == len(page.all("table")) == 4
+    assert len(page.all("caption")) == len(page.all("table")) == 5
     assert all("scope" in head for head in page.all("th"))
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     named_by = [a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a]
     assert {reference for names in named_by for reference in names.split()} <= set(ids)
-    assert len(page.all("svg")) == len(page.all("desc")) == 3
+    assert len(page.all("svg")) == len(page.all("desc")) == 4
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == 1
 
@@ -143,10 +148,11 @@ def test_each_image_gets_its_verdict(tmp_path, complete):
 
 def test_sections_without_data_are_left_out(tmp_path, complete):
     assert written(tmp_path, ReportData("empty")).all("h2") == []
-    names = ("gallery", "highest_normals", "lowest_anomalies", "parity", "latency", "events", "provenance")
+    tables = ("parity", "latency", "events", "interpretability")
+    names = (*tables, "gallery", "highest_normals", "lowest_anomalies", "provenance")
     sections = {attributes["id"] for attributes in written(tmp_path, complete).all("h2")}
     for name in names:
-        empty = None if name in ("parity", "latency", "events") else ()
+        empty = None if name in tables else ()
         left = {a["id"] for a in written(tmp_path, replace(complete, **{name: empty})).all("h2")}
         assert sections - left == {name.replace("_", "-")}
 
@@ -215,6 +221,7 @@ def test_every_chart_stays_inside_its_axes(scores, threshold):
         charts.score_chart(scores, labels, threshold),
         charts.roc_chart(scores, labels, 0.5, threshold),
         charts.precision_recall_chart(scores, labels, 0.5, threshold),
+        charts.faithfulness_chart(CURVES),
     ):
         drawn = [point for series in chart.series for point in points(series.d)]
         assert all(charts.LEFT <= x <= charts.RIGHT and charts.TOP <= y <= charts.BOTTOM for x, y in drawn)
@@ -228,3 +235,20 @@ def test_histogram_shares_are_per_kind():
     highest = {series.label: min(y for _, y in points(series.d)) for series in chart.series}
     assert highest["normal"] == pytest.approx(chart.y_px(75.0), abs=0.1)
     assert highest["anomalous"] == pytest.approx(chart.y_px(100.0), abs=0.1)
+
+
+def test_deletion_and_insertion_are_drawn_with_their_baselines():
+    chart = charts.faithfulness_chart(CURVES)
+    drawn = {series.kind: points(series.d) for series in chart.series}
+    for kind, heights in (
+        ("deletion", CURVES.deletion),
+        ("deletion random", CURVES.deletion_random),
+        ("insertion", CURVES.insertion),
+        ("insertion random", CURVES.insertion_random),
+    ):
+        expected = [(chart.x_px(x), chart.y_px(y)) for x, y in zip(CURVES.shares, heights, strict=True)]
+        assert np.array(drawn[kind]) == pytest.approx(np.array(expected), abs=0.1)
+    assert "Mean score of 12 defects" in chart.description
+    assert f"Area of deletion {0.25 * 0.75 + 0.75 * 0.25:.3f}, in random order {0.25 * 0.95 + 0.75 * 0.45:.3f}" in (
+        chart.description
+    )

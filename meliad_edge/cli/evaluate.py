@@ -13,13 +13,20 @@ from meliad_edge.cli.output import print_json, print_table, require_extra, say
 if TYPE_CHECKING:
     from meliad_edge.evaluate import Evaluation
 
-_METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro_30", "aupro_05")
+_METRICS = (
+    *("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro_30", "aupro_05"),
+    *("pointing_accuracy", "pointing_chance", "region_iou", "region_iou_best", "masks_touched"),
+    *("deletion_auc", "deletion_auc_random", "insertion_auc", "insertion_auc_random", "randomised_correlation"),
+)
 
 
 def command(
     run: RunFolder,
     json: Json = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the same for people.")] = None,
+    interpretability: Annotated[
+        bool, typer.Option("--interpretability", help="Also measure how well the maps explain: a minute or more.")
+    ] = False,
 ) -> None:
     """Measure a trained run on its held-out test images."""
     require_extra("torch", "train")
@@ -27,7 +34,7 @@ def command(
     from meliad_edge.run import load_run
 
     fitted = load_run(run)
-    evaluation = evaluate(fitted)
+    evaluation = evaluate(fitted, interpretability=interpretability)
     for error in (*evaluation.images.errors, *evaluation.mask_errors):
         say("skipped", error)
     result = {"run": str(run), "dataset": fitted.dataset, "detector": fitted.config.detector, **evaluation.to_dict()}
