@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from meliad_edge.cli.output import require_extra, say
 from meliad_edge.errors import MeliadError
+from meliad_edge.strict_json import dumps
+
+if TYPE_CHECKING:
+    from meliad_edge.benchmarks.accuracy import Plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table as Markdown.")]
+Sets = Annotated[str, typer.Option(help="elpv, magnetic_tile, cookies, or data sets as fit takes them.")]
+Settings = Annotated[str, typer.Option(help="Numbers of labelled anomalies, and hard: all of one class.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds.", show_default=False)]
+ImageSize = Annotated[int, typer.Option(help="Model input in pixels, square.")]
+DataFolder = Annotated[Path, typer.Option(help="Where the folders magnetic_tile and aws_cookies are.")]
+FeatureCache = Annotated[Path, typer.Option(help="Keep backbone features here.")]
+Work = Annotated[Path, typer.Option(help="Keep finished results here; the same command goes on with them.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes.  [default: half of the cores]", show_default=False)
+]
+
+_DATA_FOLDER = Path("../shared/data")
+_FEATURE_CACHE = Path(".cache/features")
+_SET_CACHE = Path(".cache/benchmarks/sets")
+_WORK = Path(".cache/benchmarks/accuracy")
 
 
 @app.command()
@@ -30,16 +49,87 @@ def limit(json: JsonFile = None, rounds: Annotated[int, typer.Option(min=1, help
 @app.command()
 def accuracy(
     json: JsonFile = None,
-    data: Annotated[str, typer.Option(help="Data set, as fit takes it.")] = "elpv",
-    shots: Annotated[int, typer.Option(min=0, help="Labelled anomalies.")] = 10,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 5,
-    detector: Annotated[str, typer.Option(help="Detector.")] = "meliad",
+    markdown: MarkdownFile = None,
+    sets: Sets = "elpv,magnetic_tile,cookies",
+    settings: Settings = "10,1,0,hard",
+    detectors: Annotated[str, typer.Option(help="Detectors, separated by commas.")] = "meliad",
+    peers: Annotated[bool, typer.Option("--peers", help="Add anomalib's models, which learn without labels.")] = False,
+    seeds: Seeds = None,
+    image_size: ImageSize = 256,
+    data_folder: DataFolder = _DATA_FOLDER,
+    feature_cache: FeatureCache = _FEATURE_CACHE,
+    work: Work = _WORK,
+    workers: Workers = None,
 ) -> None:
-    """Few-shot accuracy over several seeds."""
+    """Few-shot accuracy over several seeds, 5 or 10 for one shot, beside published figures."""
+    require_extra("torch", "train")
+    if peers:
+        require_extra("anomalib", "peers")
+    from meliad_edge.benchmarks import accuracy as benchmark
+    from meliad_edge.benchmarks.peers import LEFT_OUT, PEERS
+
+    plan = benchmark.Plan(
+        variants=benchmark.parse_variants(detectors),
+        peers=PEERS if peers else (),
+        sets=benchmark.parse_sets(sets),
+        settings=benchmark.parse_settings(settings),
+        seeds=seeds,
+        image_size=image_size,
+        data_folder=data_folder,
+        set_cache=_SET_CACHE,
+        feature_cache=feature_cache,
+        work=work,
+        workers=workers,
+    )
+    _run_plan(plan, "accuracy", list(LEFT_OUT) if peers else [], json, markdown)
+
+
+@app.command()
+def ablation(
+    json: JsonFile = None,
+    markdown: MarkdownFile = None,
+    sets: Sets = "elpv",
+    settings: Settings = "10",
+    seeds: Seeds = None,
+    image_size: ImageSize = 256,
+    data_folder: DataFolder = _DATA_FOLDER,
+    feature_cache: FeatureCache = _FEATURE_CACHE,
+    work: Work = _WORK,
+    workers: Workers = None,
+) -> None:
+    """What each part of a method contributes to its accuracy, over 3 seeds."""
     require_extra("torch", "train")
     from meliad_edge.benchmarks import accuracy as benchmark
+    from meliad_edge.benchmarks.ablation import ABLATIONS, SEEDS
 
-    _finish(benchmark.run(data, shots, seeds, detector), benchmark.describe, json)
+    plan = benchmark.Plan(
+        variants=ABLATIONS,
+        sets=benchmark.parse_sets(sets),
+        settings=benchmark.parse_settings(settings),
+        seeds=seeds or SEEDS,
+        image_size=image_size,
+        data_folder=data_folder,
+        set_cache=_SET_CACHE,
+        feature_cache=feature_cache,
+        work=work,
+        workers=workers,
+    )
+    _run_plan(plan, "ablation", [], json, markdown)
+
+
+def _run_plan(plan: Plan, name: str, left_out: list[str], json: Path | None, markdown: Path | None) -> None:
+    from meliad_edge.benchmarks import accuracy as benchmark
+    from meliad_edge.benchmarks.accuracy_table import to_markdown
+
+    result = benchmark.run(plan, name)
+    result["left_out"] += left_out
+    result["command"] = _command()
+    table = to_markdown(result)
+    typer.echo(table, nl=False)
+    if markdown is not None:
+        _save(table, markdown)
+    if json is not None:
+        _save(dumps(result, indent=1) + "\n", json)
 
 
 def _finish(
@@ -48,10 +138,18 @@ def _finish(
     for topic, text in describe(result):
         say(topic, text)
     if file is not None:
-        result["command"] = " ".join(["python -m meliad_edge.benchmarks", *sys.argv[1:]])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(dumps(result, indent=1) + "\n", encoding="utf-8")
-        say("saved", str(file))
+        result["command"] = _command()
+        _save(dumps(result, indent=1) + "\n", file)
+
+
+def _command() -> str:
+    return " ".join(["python -m meliad_edge.benchmarks", *sys.argv[1:]])
+
+
+def _save(text: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    say("saved", str(file))
 
 
 def main() -> None:

@@ -26,6 +26,11 @@ def progress_bar() -> Progress:
     )
 
 
+def hide_progress_bars() -> None:
+    """Draw no more bars in this process; for workers, whose parent draws one for all of them."""
+    _console.quiet = True
+
+
 def track(items: Sequence[Item], description: str) -> Iterator[Item]:
     """Iterate over a sequence with a bar.
 
