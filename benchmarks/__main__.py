@@ -22,7 +22,9 @@ MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE",
 Sets = Annotated[str, typer.Option(help="elpv, magnetic_tile, cookies, or data sets as fit takes them.")]
 Settings = Annotated[str, typer.Option(help="Numbers of labelled anomalies, and hard: all of one class.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds.", show_default=False)]
-ImageSize = Annotated[int, typer.Option(help="Model input in pixels, square.")]
+ImageSize = Annotated[
+    int | None, typer.Option(help="Model input in pixels, square.  [default: chosen by fit]", show_default=False)
+]
 DataFolder = Annotated[Path, typer.Option(help="Where the folders magnetic_tile and aws_cookies are.")]
 FeatureCache = Annotated[Path, typer.Option(help="Keep backbone features here.")]
 Work = Annotated[Path, typer.Option(help="Keep finished results here; the same command goes on with them.")]
@@ -55,7 +57,7 @@ def accuracy(
     detectors: Annotated[str, typer.Option(help="Detectors, separated by commas.")] = "meliad",
     peers: Annotated[bool, typer.Option("--peers", help="Add anomalib's models, which learn without labels.")] = False,
     seeds: Seeds = None,
-    image_size: ImageSize = 256,
+    image_size: ImageSize = None,
     data_folder: DataFolder = _DATA_FOLDER,
     feature_cache: FeatureCache = _FEATURE_CACHE,
     work: Work = _WORK,
@@ -91,7 +93,7 @@ def ablation(
     sets: Sets = "elpv",
     settings: Settings = "10",
     seeds: Seeds = None,
-    image_size: ImageSize = 256,
+    image_size: ImageSize = None,
     data_folder: DataFolder = _DATA_FOLDER,
     feature_cache: FeatureCache = _FEATURE_CACHE,
     work: Work = _WORK,

@@ -61,7 +61,7 @@ class Plan:
         feature_cache: Folder for backbone features; None keeps none.
         work: Folder with the finished results.
         seeds: Number of seeds, 0 upwards; None means 5, and 10 for one shot.
-        image_size: Height and width of the model's input in pixels.
+        image_size: Height and width of the model's input in pixels; None lets ``fit`` choose them.
         workers: Processes; None means half of the cores.
         peers: Rows without labels only: detectors that cannot use any.
     """
@@ -74,7 +74,7 @@ class Plan:
     feature_cache: Path | None
     work: Path
     seeds: int | None = None
-    image_size: int = 256
+    image_size: int | None = None
     workers: int | None = None
     peers: tuple[Variant, ...] = ()
 

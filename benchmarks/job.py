@@ -55,7 +55,7 @@ class Job:
         shots: Labelled anomalies.
         seed: Seed of the split and of training.
         shot_class: The one class the shots come from, which the test lacks; None for shots of every class.
-        image_size: Height and width of the model's input in pixels.
+        image_size: Height and width of the model's input in pixels; None lets ``fit`` choose them.
         options: Values for options of the detector.
     """
 
@@ -65,7 +65,7 @@ class Job:
     shots: int
     seed: int
     shot_class: str | None = None
-    image_size: int = 256
+    image_size: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def file_name(self) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import io
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,7 +27,14 @@ from meliad_edge.cli.output import require_extra
 from meliad_edge.errors import ModelError
 from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.features import FeatureExtractor
-from meliad_edge.models.network import DetectorNetwork, FittedDetector, TrainingImages, no_prototypes, register
+from meliad_edge.models.network import (
+    Detector,
+    DetectorNetwork,
+    FittedDetector,
+    TrainingImages,
+    no_prototypes,
+    register,
+)
 from meliad_edge.progress import track
 
 _STRIDES = (8, 16)
@@ -83,7 +90,7 @@ def normalised(backbone: Backbone, frames: Tensor) -> Tensor:
     return (frames.permute(0, 3, 1, 2).float() - shift) * scale
 
 
-class _Peer(ABC):
+class _Peer(Detector):
     """Fits one of anomalib's models on the normal images."""
 
     strides: ClassVar[tuple[int, ...]] = _STRIDES

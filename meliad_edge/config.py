@@ -29,7 +29,10 @@ class FitConfig(BaseModel):
         shot_class: Draw every shot from this defect class and leave the class out of the test set.
         backbone: timm name.
         weights: Local file with the backbone's weights.
-        image_size: Height and width of the model's input in pixels, a multiple of 32.
+        image_size: Height and width of the model's input in pixels, a multiple of 32; None chooses them from
+            the images.
+        budget: Largest area of the input that may be chosen, before its sides are rounded, in areas of 256 x 256
+            pixels; the time of a frame grows with it.
         false_alarm_rate: Accepted rate of alarms on normal images.
         feature_cache: Folder that keeps backbone features from one fit to the next.
     """
@@ -45,7 +48,8 @@ class FitConfig(BaseModel):
     shot_class: str | None = None
     backbone: str = "tf_efficientnet_lite0"
     weights: Path | None = None
-    image_size: int = Field(default=256, ge=64, le=1024, multiple_of=32)
+    image_size: int | None = Field(default=None, ge=64, le=1024, multiple_of=32)
+    budget: float = Field(default=2.0, ge=1.0, le=16.0)
     false_alarm_rate: float = Field(default=0.01, gt=0.0, lt=1.0)
     feature_cache: Path | None = None
 

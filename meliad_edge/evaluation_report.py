@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from meliad_edge import __version__, charts
 from meliad_edge.benchmarks.environment import describe_environment
+from meliad_edge.data.input_size import in_words
 from meliad_edge.evaluate import Evaluation
 from meliad_edge.explain import overlay
 from meliad_edge.faithfulness import RANDOMISED_LIMIT
@@ -152,6 +153,7 @@ def _provenance(run: Run) -> tuple[tuple[str, str], ...]:
     environment = describe_environment()
     config = run.config
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    facts = {name: value for name, value in run.facts.items() if name != "input_hw"}
     return (
         (
             "made by",
@@ -161,10 +163,11 @@ def _provenance(run: Run) -> tuple[tuple[str, str], ...]:
         ("data set", f"{run.dataset}; licence: {run.licence}"),
         (
             "settings",
-            f"detector {config.detector}, {config.shots} shots, seed {config.seed}, {config.image_size} pixels",
+            f"detector {config.detector}, {config.shots} shots, seed {config.seed}, "
+            f"{in_words(run.network.input_hw)} pixels",
         ),
         ("backbone", f"{config.backbone}, frozen, weights: {config.weights or 'ImageNet'}"),
-        ("fit", ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in run.facts.items())),
+        ("fit", ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in facts.items())),
         ("machine", f"{environment['cpu']}, {environment['cores']} cores, {environment['system']}"),
         ("packages", packages),
     )

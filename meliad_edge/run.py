@@ -110,7 +110,10 @@ def load_run(folder: Path) -> Run:
         detector = create_detector(config.detector, config.options)
         height, width = fields["input_hw"]
         network = detector.build(
-            Backbone(config.backbone, detector.strides or STRIDES), (height, width), state, fields["network"]
+            Backbone(config.backbone, detector.strides or STRIDES, even_light=detector.even_light),
+            (height, width),
+            state,
+            fields["network"],
         )
         return Run(
             config=config,

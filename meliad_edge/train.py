@@ -14,6 +14,7 @@ from meliad_edge.data.frames import LoadedFrames, load_frames
 from meliad_edge.data.readers import open_dataset
 from meliad_edge.data.split import few_shot_split
 from meliad_edge.exemplars import Exemplar, cut_exemplar
+from meliad_edge.input_choice import choose_input_size
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import STRIDES, load_backbone
 from meliad_edge.models.features import FeatureExtractor
@@ -46,16 +47,19 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     dataset = open_dataset(config.data)
     split = few_shot_split(dataset, shots=config.shots, seed=config.seed, shot_class=config.shot_class)
     features = FeatureExtractor(
-        load_backbone(config.backbone, config.weights, detector.strides or STRIDES), config.feature_cache
+        load_backbone(config.backbone, config.weights, detector.strides or STRIDES, even_light=detector.even_light),
+        config.feature_cache,
     )
-    size_hw = (config.image_size, config.image_size)
     anomalies = sum(sample.is_anomaly for sample in split.test)
     report(
         "data",
         f"{dataset.name}: {len(split.train_normal)} normal images, {len(split.shots)} labelled defects to learn from; "
         f"{len(split.calibration)} normals for the threshold; {len(split.test) - anomalies} + {anomalies} held out",
     )
-    normal = load_frames(_at_most(split.train_normal, config.seed, config.image_size), size_hw, "reading normals")
+    chosen = choose_input_size(config, split, detector, features)
+    report("input", str(chosen))
+    size_hw = chosen.size_hw
+    normal = load_frames(_at_most(split.train_normal, config.seed, size_hw), size_hw, "reading normals")
     shots = load_frames(split.shots, size_hw, "reading defects")
     held_out = load_frames(split.calibration, size_hw, "reading calibration")
     for loaded in (normal, shots, held_out):
@@ -76,14 +80,18 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
         network=fitted.network,
         calibration=calibration,
         exemplars=_exemplars(fitted, normal, shots),
-        facts={**fitted.facts, "unreadable_images": sum(len(part.errors) for part in (normal, shots, held_out))},
+        facts={
+            **fitted.facts,
+            "input_hw": list(size_hw),
+            "unreadable_images": sum(len(part.errors) for part in (normal, shots, held_out)),
+        },
     )
     save_run(run, out)
     return run
 
 
-def _at_most(samples: Sequence[Sample], seed: int, image_size: int) -> Sequence[Sample]:
-    most = min(_MAX_NORMAL_IMAGES, _MAX_NORMAL_PIXELS // image_size**2)
+def _at_most(samples: Sequence[Sample], seed: int, size_hw: tuple[int, int]) -> Sequence[Sample]:
+    most = min(_MAX_NORMAL_IMAGES, _MAX_NORMAL_PIXELS // (size_hw[0] * size_hw[1]))
     if len(samples) <= most:
         return samples
     chosen = np.random.default_rng(seed).choice(len(samples), most, replace=False)

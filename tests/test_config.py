@@ -13,6 +13,7 @@ def test_without_a_file_only_the_data_is_needed() -> None:
     config = load_fit_config(None, {"data": "elpv", "shots": None})
     assert config == FitConfig(data="elpv")
     assert (config.detector, config.shots, config.seed, config.backbone) == ("meliad", 10, 0, "tf_efficientnet_lite0")
+    assert (config.image_size, config.budget) == (None, 2.0)
 
 
 def test_the_command_line_wins_key_by_key(tmp_path: Path) -> None:
@@ -40,6 +41,9 @@ def test_zero_on_the_command_line_is_given(tmp_path: Path) -> None:
         ('data = "x"\nshots = "ten"', "shots = 'ten' is not allowed"),
         ('data = "x"\nshots = 2.5', "shots = 2.5 is not allowed"),
         ('data = "x"\nimage_size = 250', "image_size = 250 is not allowed"),
+        ('data = "x"\nimage_size = 32', "image_size = 32 is not allowed"),
+        ('data = "x"\nbudget = 0.5', "budget = 0.5 is not allowed"),
+        ('data = "x"\nbudget = nan', "budget = nan is not allowed"),
         ('data = "x"\nfalse_alarm_rate = 0.0', "false_alarm_rate = 0.0 is not allowed"),
         ('data = "x"\nfalse_alarm_rate = nan', "false_alarm_rate = nan is not allowed"),
         ("data = 3", "data = 3 is not allowed"),

@@ -29,7 +29,12 @@ def command(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="timm name.  [default: tf_efficientnet_lite0]")] = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights file of the backbone.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Model input in pixels, square.  [default: 256]")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Model input in pixels, square.  [default: chosen from the images]")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Largest model input to choose, in areas of 256 x 256.  [default: 2.0]")
+    ] = None,
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Accepted rate on normal images.  [default: 0.01]")
     ] = None,
@@ -52,6 +57,7 @@ def command(
             "backbone": backbone,
             "weights": weights,
             "image_size": image_size,
+            "budget": budget,
             "false_alarm_rate": false_alarm_rate,
             "feature_cache": feature_cache,
         },

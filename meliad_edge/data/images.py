@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from meliad_edge.data.image_header import read_image_header
+from meliad_edge.data.image_header import ImageHeader, read_image_header
 from meliad_edge.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -74,6 +74,16 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def read_image_size(path: Path) -> tuple[int, int]:
+    """Height and width in pixels of what :func:`read_image` gives, without decoding a pixel.
+
+    Raises:
+        ImageError: The file cannot be read, or its header already says that it is not supported.
+    """
+    header = _checked_header(_read_file(path), str(path))
+    return (header.width, header.height) if header.is_turned else (header.height, header.width)
 
 
 def read_mask(path: Path, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -206,7 +216,7 @@ def _read_file(path: Path) -> bytes:
 
 def _decode(data: bytes, name: str, flags: int) -> MatLike:
     """Check the header, then decode: uint8 or uint16, [H, W] or [H, W, C] in OpenCV's BGR order."""
-    _refuse_by_header(data, name)
+    _checked_header(data, name)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except cv2.error as error:
@@ -216,7 +226,7 @@ def _decode(data: bytes, name: str, flags: int) -> MatLike:
     return pixels
 
 
-def _refuse_by_header(data: bytes, name: str) -> None:
+def _checked_header(data: bytes, name: str) -> ImageHeader:
     if not data:
         raise ImageError(f"cannot read image {name}: 0 bytes; replace or remove the file")
     header = read_image_header(data)
@@ -241,3 +251,4 @@ def _refuse_by_header(data: bytes, name: str) -> None:
         raise ImageError(
             f"{kind} has {header.sample_format} {header.sample_bits}-bit samples; save it with unsigned 8 or 16 bits"
         )
+    return header

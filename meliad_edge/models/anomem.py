@@ -24,6 +24,7 @@ from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.features import FeatureExtractor, pooled_levels, upsample_to
 from meliad_edge.models.hopfield import HopfieldMemory
 from meliad_edge.models.network import (
+    Detector,
     FittedDetector,
     FrozenBackboneNetwork,
     TrainingImages,
@@ -192,7 +193,7 @@ def fit_scale_weights(normal: Tensor, anomalous: Tensor, prior: Tensor) -> Tenso
 
 @register("anomem")
 @dataclass(frozen=True, slots=True)
-class AnoMem:
+class AnoMem(Detector):
     """Trains projections and memories on normal images, and weighs the scales by labelled anomalies if there are any.
 
     The contrastive training is kept because the method consists of it, not because it helps here: on ELPV (256 px,

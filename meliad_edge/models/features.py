@@ -85,14 +85,18 @@ class FeatureExtractor:
         return self._cache / digest[:2] / f"{digest}.stride{stride}.npy"
 
 
-def pooled_levels(levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Average each cell with its eight neighbours; cells outside the image do not count."""
-    return tuple(functional.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in levels)
+def pooled_levels(levels: Sequence[Tensor], *, zero_border: bool = False) -> tuple[Tensor, ...]:
+    """Average each cell with its eight neighbours.
+
+    Cells outside the image do not count; with ``zero_border`` they count as zeros, which shrinks the features of cells
+    at the border, and with them their distances to others.
+    """
+    return tuple(functional.avg_pool2d(level, 3, 1, 1, count_include_pad=zero_border) for level in levels)
 
 
-def patch_features(levels: Sequence[Tensor]) -> Tensor:
-    """All levels, pooled, on the finest grid, one vector per cell: [N, sum of C, h, w]."""
-    fine, *coarse = pooled_levels(levels)
+def patch_features(levels: Sequence[Tensor], *, zero_border: bool = False) -> Tensor:
+    """All levels, pooled as in :func:`pooled_levels`, on the finest grid, one vector per cell: [N, sum of C, h, w]."""
+    fine, *coarse = pooled_levels(levels, zero_border=zero_border)
     return torch.cat([fine, *(upsample_to(level, fine) for level in coarse)], dim=1)
 
 
@@ -125,12 +129,12 @@ def extract_patch_features(
 
 
 def _fingerprint(backbone: Backbone) -> str:
-    """Name and weights of a backbone."""
+    """Name, preprocessing and weights of a backbone."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.contiguous().numpy().tobytes())
-    return f"{backbone.name}-{digest.hexdigest()}"
+    return f"{backbone.name}{'-even-light' if backbone.even_light else ''}-{digest.hexdigest()}"
 
 
 def _salt(shape: tuple[int, ...]) -> bytes:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.features import FeatureExtractor, extract_patch_features, pooled_levels, upsample_to
-from meliad_edge.models.network import FittedDetector, PatchSite, PrototypeNetwork, TrainingImages, register
+from meliad_edge.models.network import Detector, FittedDetector, PatchSite, PrototypeNetwork, TrainingImages, register
 from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, nearest_patch
 from meliad_edge.models.scoring import ScoringParameters
 from meliad_edge.models.whitening import Whitening, fit_whitening
@@ -28,9 +28,13 @@ ANOMALY_PROTOTYPES = 128
 DEVIATING_SHARE = 0.15
 # Length of an embedding after normalisation: its whitened length to the power 1 - LENGTH_DAMPING.
 LENGTH_DAMPING = 0.75
-# Weights of the three parts of the evidence, in units of the spread of normal distances (docs/method.md).
-ANOMALY_WEIGHT = 0.3
-DIRECTION_WEIGHT = 0.245
+# How far places where normal images deviate more, or less, than elsewhere are evened out.
+PLACE_BOUNDS = (0.5, 2.0)
+# Images that a place's own deviation must be worth to count as much as that of all places.
+PLACE_PRIOR = 20
+# Weights that the evidence of defects approaches with many shots, in units of normal distances and of their spread.
+ANOMALY_WEIGHT = 0.36
+DIRECTION_WEIGHT = 0.27
 TOP_SHARE = 0.05
 SOFTNESS = 0.01
 KAPPA = 0.5
@@ -55,6 +59,7 @@ class MeliadNetwork(PrototypeNetwork):
         self.metric_fine = nn.Conv2d(fine, depth, 1)
         self.metric_coarse = nn.Conv2d(coarse, depth, 1, bias=False)
         self.register_buffer("typical_length", torch.ones(()))
+        self.register_buffer("place_scale", torch.ones(self.grid_hw))
         self.prototypes = nn.Parameter(torch.zeros(prototypes, depth))
         self.direction = nn.Parameter(torch.zeros(depth))
         self.scoring = scoring
@@ -65,7 +70,8 @@ class MeliadNetwork(PrototypeNetwork):
         whitened = self.metric_fine(fine)
         whitened = whitened + upsample_to(self.metric_coarse(coarse), whitened)
         typical_length: Tensor = self.typical_length  # type: ignore[assignment]
-        return damp_length(whitened, typical_length, dim=1)
+        place_scale: Tensor = self.place_scale  # type: ignore[assignment]
+        return damp_length(whitened, typical_length, dim=1) * place_scale
 
 
 def damp_length(whitened: Tensor, typical_length: Tensor, dim: int) -> Tensor:
@@ -96,10 +102,12 @@ class _Cells:
 
 @register("meliad")
 @dataclass(frozen=True, slots=True)
-class Meliad:
+class Meliad(Detector):
     """Fits the metric, the prototypes of both classes and the direction between them, in closed form."""
 
     strides: ClassVar[tuple[int, ...]] = (16, 32)
+    even_light: ClassVar[bool] = True
+    chooses_input_size: ClassVar[bool] = True
 
     def fit(self, images: TrainingImages, features: FeatureExtractor, *, seed: int) -> FittedDetector:
         """Fit on normal images and any number of labelled anomalies, none included."""
@@ -113,6 +121,8 @@ class Meliad:
             for_prototypes = for_scale
         typical_length = float(np.linalg.norm(whitening(normal_features[for_scale]), axis=-1).mean())
         normal = _embed(normal_features, whitening, typical_length)
+        place_scale = _place_scale(normal.embeddings[for_prototypes], normal.embeddings[for_scale], seed)
+        normal.embeddings[...] *= place_scale[..., None]
         normal_prototypes = choose_prototypes(_Cells(normal.embeddings[for_prototypes]).flat, NORMAL_PROTOTYPES, seed)
         reference = normal.embeddings[for_scale]
         distances = nearest_distance(reference, normal_prototypes)
@@ -122,13 +132,12 @@ class Meliad:
             shots = _embed(
                 extract_patch_features(features, images.shots, "features of defects"), whitening, typical_length
             )
+            shots.embeddings[...] *= place_scale[..., None]
             anomaly_prototypes = choose_prototypes(_most_deviating(shots, normal_prototypes), ANOMALY_PROTOTYPES, seed)
             sites += [shots.site("shots", int(index)) for index in nearest_patch(anomaly_prototypes, shots.flat)]
+            anomaly_weight, direction_weight = _weights_of_labels(len(images.shots))
             direction = shots.flat.mean(axis=0) - reference.mean(axis=(0, 1, 2))
-            # The direction of one shot is mostly that part, not its defect: 0 for one shot, nine tenths for ten.
-            trust = 1.0 - 1.0 / len(images.shots)
-            direction *= trust * DIRECTION_WEIGHT * distances.std() / (reference @ direction).std()
-            anomaly_weight = ANOMALY_WEIGHT
+            direction *= direction_weight * distances.std() / max(float((reference @ direction).std()), 1e-12)
             evidence = (
                 distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
             )
@@ -158,6 +167,7 @@ class Meliad:
             features.backbone, _size_hw(images.normal), normal.flat.shape[1], len(prototypes), scoring
         )
         network.typical_length.fill_(typical_length)  # type: ignore[operator]
+        network.place_scale.copy_(torch.from_numpy(place_scale))  # type: ignore[operator]
         network.prototypes.data = torch.from_numpy(prototypes)
         network.direction.data = torch.from_numpy((direction / unit).astype(np.float32))
         _load_metric(network, whitening)
@@ -184,6 +194,32 @@ def _embed(features: NDArray[np.float32], whitening: Whitening, typical_length: 
     for image in features:
         image[:] = damp_length(torch.from_numpy(whitening(image)), length, dim=-1).numpy()
     return _Cells(features)
+
+
+def _weights_of_labels(shots: int) -> tuple[float, float]:
+    """Weights of the anomaly prototypes and of the direction [ours].
+
+    Both grow with the number of shots; the direction starts with the second, for that of one shot is mostly the part
+    and not its defect.
+    """
+    return ANOMALY_WEIGHT * shots / (shots + 2), DIRECTION_WEIGHT * (shots - 1) / (shots + 2)
+
+
+def _place_scale(learned: NDArray[np.float32], reference: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """How much embeddings count at each place, [h, w] [ours].
+
+    At a border, an edge or a seam normal images deviate more than elsewhere, and would raise alarms first; scaled by
+    the inverse of their mean distance, all places deviate alike. With few images a place is taken for a typical one.
+
+    Args:
+        learned: Embeddings of the images that prototypes are taken from, [n, h, w, D].
+        reference: Embeddings of other normal images, [m, h, w, D].
+        seed: Of the prototypes.
+    """
+    distances = nearest_distance(reference, choose_prototypes(_Cells(learned).flat, NORMAL_PROTOTYPES, seed))
+    count, typical = len(distances), float(distances.mean())
+    of_place = (count * distances.mean(axis=0) + PLACE_PRIOR * typical) / (count + PLACE_PRIOR)
+    return np.asarray(np.clip(typical / np.maximum(of_place, 1e-12), *PLACE_BOUNDS), dtype=np.float32)
 
 
 def _most_deviating(shots: _Cells, normal_prototypes: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -165,12 +165,17 @@ class FittedDetector:
     facts: dict[str, Any]
 
 
-class Detector(Protocol):
+class Detector(ABC):
     """One method of the family: a frozen dataclass whose fields are its options."""
 
     # Of the feature maps it is fitted on; empty for a method without a pretrained backbone.
     strides: ClassVar[tuple[int, ...]]
+    # Whether the backbone gets images of equal brightness.
+    even_light: ClassVar[bool] = False
+    # Whether it is fitted in seconds, so that ``fit`` may try several input sizes.
+    chooses_input_size: ClassVar[bool] = False
 
+    @abstractmethod
     def fit(self, images: TrainingImages, features: FeatureExtractor, *, seed: int) -> FittedDetector:
         """Train on normal images and a few labelled anomalies.
 
@@ -179,13 +184,12 @@ class Detector(Protocol):
             features: The pretrained backbone, and its feature maps of images.
             seed: Of everything random.
         """
-        ...
 
+    @abstractmethod
     def build(
         self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], description: dict[str, Any]
     ) -> DetectorNetwork:
         """Rebuild a fitted network from its tensors and what it said of itself in ``describe``."""
-        ...
 
 
 _REGISTRY: dict[str, type[Detector]] = {}

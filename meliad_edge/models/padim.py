@@ -23,6 +23,7 @@ from meliad_edge.errors import UsageError
 from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.models.network import (
+    Detector,
     FittedDetector,
     FrozenBackboneNetwork,
     TrainingImages,
@@ -125,7 +126,7 @@ def smooth(maps: Tensor, kernel: Tensor) -> Tensor:
 
 @register("padim")
 @dataclass(frozen=True, slots=True)
-class Padim:
+class Padim(Detector):
     """Estimates the Gaussians in one pass. It learns nothing from labelled defects: shots are ignored.
 
     Attributes:

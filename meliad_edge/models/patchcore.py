@@ -1,9 +1,11 @@
 """PatchCore: a memory bank of normal patches and the distance to the nearest of them (Roth et al., CVPR 2022).
 
 As in the paper [paper]: locally aware patches of two middle levels, a greedy k-center coreset chosen under a random
-projection, the distance to the nearest bank entry per patch, and the re-weighted image score of equation 7. The bound
-on the bank, the sample its entries are chosen from, cells outside the image that do not count in the 3x3 average, and
-a map that is left unsmoothed, so that it shows what the score was taken from, are [ours].
+projection, the distance to the nearest bank entry per patch, and the re-weighted image score of equation 7. As in the
+authors' code and in anomalib [code]: cells outside the image count as zeros in the 3x3 average, so cells at the border
+have shorter features and rarely are the farthest from the bank. The bound on the bank, the sample its entries are
+chosen from, and a map that is left on the grid and unsmoothed, so that it shows what the score was taken from, are
+[ours]; anomalib enlarges its map to the image and smooths it (sigma of 4 pixels), which leaves the score as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch.nn import functional
 from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.features import FeatureExtractor, patch_features
 from meliad_edge.models.network import (
+    Detector,
     FittedDetector,
     FrozenBackboneNetwork,
     TrainingImages,
@@ -69,7 +72,7 @@ class PatchCoreNetwork(FrozenBackboneNetwork):
 
     def score_levels(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Score feature maps of strides 8 and 16; the map [N, H/8, W/8] holds distances, never below the score."""
-        features = patch_features(levels)
+        features = patch_features(levels, zero_border=True)
         patches = features.flatten(2).transpose(1, 2)  # [N, hw, D]
         distances = nearest_distance(patches, self.memory_bank)
         evidence = distances.view(-1, *features.shape[-2:])
@@ -109,13 +112,13 @@ def nearest_distance(patches: Tensor, bank: Tensor) -> Tensor:
 
 @register("patchcore")
 @dataclass(frozen=True, slots=True)
-class PatchCore:
+class PatchCore(Detector):
     """Keeps a coreset of the normal patches. It learns nothing from labelled defects: shots are ignored.
 
     Attributes:
         coreset_ratio: Share of all normal patches that the bank keeps.
         max_bank: Bank entries at most; for 256 x 256 pixels 10,000 add 7 MB and 3 GFLOP to the graph.
-        neighbours: b of equation 7; 1 switches the re-weighting off, as in anomalib and in the authors' code [code].
+        neighbours: b of equation 7, 9 as in anomalib [code]; 1 switches the re-weighting off, as in the authors' code.
     """
 
     coreset_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
@@ -196,7 +199,8 @@ def _sample_patches(
     sample = torch.empty(len(kept), sum(features.backbone.channels))
     for start in track(range(0, len(frames), _BATCH), "features of normals"):
         levels = features.levels_of_batch(frames[start : start + _BATCH])
-        patches = patch_features([torch.from_numpy(level) for level in levels]).permute(0, 2, 3, 1).flatten(0, 2)
+        patches = patch_features([torch.from_numpy(level) for level in levels], zero_border=True)
+        patches = patches.permute(0, 2, 3, 1).flatten(0, 2)
         first, last = np.searchsorted(kept, (start * cells, start * cells + len(patches)))
         sample[first:last] = patches[torch.from_numpy(kept[first:last] - start * cells)]
     return sample, total

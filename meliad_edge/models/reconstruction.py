@@ -21,6 +21,7 @@ from meliad_edge.errors import UsageError
 from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.features import FeatureExtractor, extract_patch_features, patch_features
 from meliad_edge.models.network import (
+    Detector,
     FittedDetector,
     FrozenBackboneNetwork,
     TrainingImages,
@@ -153,7 +154,7 @@ class ReconstructionNetwork(FrozenBackboneNetwork):
 
 @register("meliad-reconstruction")
 @dataclass(frozen=True, slots=True)
-class MeliadReconstruction:
+class MeliadReconstruction(Detector):
     """Trains the head on frozen features: score and metric under one loss, without augmentation.
 
     Attributes:

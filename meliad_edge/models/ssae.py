@@ -23,6 +23,7 @@ from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.corruption import corrupt
 from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.models.network import (
+    Detector,
     DetectorNetwork,
     FittedDetector,
     TrainingImages,
@@ -178,7 +179,7 @@ class SSAENetwork(DetectorNetwork):
 
 @register("ssae")
 @dataclass(frozen=True, slots=True)
-class SSAE:
+class SSAE(Detector):
     """Trains the autoencoder on corrupted normal images; labelled anomalies are not used.
 
     Attributes:

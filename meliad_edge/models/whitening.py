@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 # Share of the mean eigenvalue added to every eigenvalue, so that directions without data stay bounded.
@@ -26,7 +27,7 @@ class Whitening:
 
     def __call__(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Whiten patches [..., C]."""
-        return np.asarray((patches - self.mean) @ self.matrix.T, dtype=np.float32)
+        return np.asarray((torch.from_numpy(patches - self.mean) @ torch.from_numpy(self.matrix).T).numpy())
 
 
 def fit_whitening(patches: NDArray[np.float32], shrinkage: float = SHRINKAGE) -> Whitening:
@@ -37,12 +38,12 @@ def fit_whitening(patches: NDArray[np.float32], shrinkage: float = SHRINKAGE) ->
         shrinkage: Share of the mean eigenvalue added to all.
     """
     channels = patches.shape[1]
-    origin = patches[:_CHUNK].mean(axis=0, dtype=np.float64)
+    origin = patches[:_CHUNK].mean(axis=0, dtype=np.float64).astype(np.float32)
     total, products = np.zeros(channels), np.zeros((channels, channels))
     for start in range(0, len(patches), _CHUNK):
-        centred = patches[start : start + _CHUNK] - origin.astype(np.float32)
-        total += centred.sum(axis=0, dtype=np.float64)
-        products += centred.T @ centred
+        centred = torch.from_numpy(patches[start : start + _CHUNK] - origin)
+        total += centred.sum(dim=0, dtype=torch.float64).numpy()
+        products += (centred.T @ centred).numpy()
     mean = total / len(patches)
     eigenvalues, vectors = np.linalg.eigh(products / len(patches) - np.outer(mean, mean))
     eigenvalues = np.maximum(eigenvalues, 0.0)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from meliad_edge.models.backbone import Backbone, load_backbone
-from meliad_edge.models.features import FeatureExtractor, extract_patch_features
+from meliad_edge.models.features import FeatureExtractor, extract_patch_features, pooled_levels
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,18 @@ def test_a_cache_gives_the_same_and_spares_the_backbone(
     monkeypatch.setattr(Backbone, "forward", None)
     kept = extract_patch_features(FeatureExtractor(backbone, tmp_path), frames[::-1].copy(), "test")
     np.testing.assert_array_equal(kept[::-1], computed)
+
+
+@pytest.mark.parametrize("zero_border", [False, True])
+def test_cells_outside_the_image_do_not_count_or_count_as_zeros(zero_border: bool) -> None:
+    rng = np.random.default_rng(4)
+    levels = rng.normal(3.0, 1.0, (2, 3, 4, 5)), rng.normal(3.0, 1.0, (2, 2, 2, 3))
+    tensors = [torch.tensor(level, dtype=torch.float32) for level in levels]
+    for pooled, level in zip(pooled_levels(tensors, zero_border=zero_border), levels, strict=True):
+        for row, column in np.ndindex(level.shape[2:]):
+            around = level[:, :, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+            count = 9 if zero_border else around.shape[2] * around.shape[3]
+            np.testing.assert_allclose(pooled[:, :, row, column], around.sum(axis=(2, 3)) / count, rtol=1e-5)
 
 
 def test_other_pixels_and_other_weights_are_other_features(backbone: Backbone, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from meliad_edge.errors import UsageError
 from meliad_edge.export.graph import export_graph
 from meliad_edge.models import patchcore
 from meliad_edge.models.backbone import Backbone, load_backbone
-from meliad_edge.models.features import FeatureExtractor, extract_patch_features
+from meliad_edge.models.features import FeatureExtractor, patch_features
 from meliad_edge.models.network import FittedDetector, TrainingImages, create_detector
 from meliad_edge.models.patchcore import (
     PROJECTED_DEPTH,
@@ -39,6 +39,12 @@ def _frames(count: int, seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, *INPUT_HW, 3), dtype=np.uint8)
 
 
+def _patches(backbone: Backbone, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Patches of frames as the bank has them, [n, D]."""
+    levels = [torch.from_numpy(level) for level in FeatureExtractor(backbone).levels_of_batch(frames)]
+    return patch_features(levels, zero_border=True).permute(0, 2, 3, 1).flatten(0, 2).numpy()
+
+
 @pytest.fixture(scope="module")
 def fitted(backbone: Backbone) -> FittedDetector:
     images = TrainingImages(_frames(20, seed=1), _frames(0, seed=2))
@@ -58,12 +64,12 @@ def _slow_coreset(patches: NDArray[np.float32], count: int, first: int) -> list[
 
 
 def _slow_pooled(level: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of each cell [C, h, w] and its neighbours inside the image."""
+    """Mean of each cell [C, h, w] and its eight neighbours, zero outside the image."""
     result = np.empty_like(level)
     for row in range(level.shape[1]):
         for column in range(level.shape[2]):
             around = level[:, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
-            result[:, row, column] = around.mean(axis=(1, 2))
+            result[:, row, column] = around.sum(axis=(1, 2)) / 9
     return result
 
 
@@ -172,8 +178,7 @@ def test_without_neighbours_the_score_is_the_largest_cell(backbone: Backbone, op
 
 def test_the_bank_is_a_tenth_of_the_normal_patches(backbone: Backbone, fitted: FittedDetector) -> None:
     assert isinstance(fitted.network, PatchCoreNetwork)
-    patches = extract_patch_features(FeatureExtractor(backbone), _frames(20, seed=1), "test")
-    patches = patches.reshape(-1, patches.shape[-1])
+    patches = _patches(backbone, _frames(20, seed=1))
     bank = fitted.network.memory_bank.numpy()
     assert len(bank) == round(0.1 * len(patches)) == fitted.facts["bank_patches"]
     origin = [int(np.square(patches - entry).sum(axis=1).argmin()) for entry in bank]
@@ -188,9 +193,9 @@ def test_bank_and_sample_are_bounded(backbone: Backbone, monkeypatch: pytest.Mon
     detector = create_detector("patchcore", {"max_bank": "50", "coreset_ratio": "1"})
     fitted = detector.fit(images, FeatureExtractor(backbone), seed=0)
     assert fitted.facts == {"bank_patches": 50, "candidate_patches": 300, "labelled_defects_used": 0}
-    patches = extract_patch_features(FeatureExtractor(backbone), images.normal, "test").reshape(20 * 96, -1)
+    patches = torch.from_numpy(_patches(backbone, images.normal))
     state = fitted.network.state_dict()
-    assert float(nearest_distance(state["memory_bank"], torch.from_numpy(patches)).max()) < 0.05
+    assert float(nearest_distance(state["memory_bank"], patches).max()) < 0.05
 
 
 def test_the_seed_decides_and_labels_do_not(backbone: Backbone, fitted: FittedDetector) -> None:
