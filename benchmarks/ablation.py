@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meliad_edge.benchmarks.job import Variant
 
+_DEFAULT = "meliad"
 _RECONSTRUCTION = "meliad-reconstruction"
 
 SEEDS = 3
@@ -17,4 +18,9 @@ ABLATIONS = (
         {"channel_entropy": False, "patch_entropy": False, "entropy_weight": 0.0},
     ),
     Variant("without margin loss (lambda_m = 0)", _RECONSTRUCTION, {"margin_weight": 0.0}),
+    Variant("default, all parts", _DEFAULT),
+    Variant("default, places not evened out", _DEFAULT, {"even_places": False}),
+    Variant("default without anomaly prototypes", _DEFAULT, {"anomaly_weight": 0.0}),
+    Variant("default without direction", _DEFAULT, {"direction_weight": 0.0}),
+    Variant("default without entropy (kappa = 0)", _DEFAULT, {"kappa": 0.0}),
 )

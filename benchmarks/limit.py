@@ -18,7 +18,7 @@ from meliad_edge.bundle import Manifest, write_bundle
 from meliad_edge.calibrate import calibrate
 from meliad_edge.export.graph import export_bare_backbone, export_graph
 from meliad_edge.models import create_detector
-from meliad_edge.models.backbone import DEFAULT_BACKBONE, Backbone, load_backbone
+from meliad_edge.models.backbone import DEFAULT_BACKBONE, load_backbone
 from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.models.network import DetectorNetwork, TrainingImages
 from meliad_edge.progress import track
@@ -48,7 +48,7 @@ def run(rounds: int = _ROUNDS) -> dict[str, Any]:
         JSON values: median milliseconds of each, the ratios of the medians to the bare backbone, and the environment.
     """
     backbone = load_backbone()
-    network = _noise_network(backbone)
+    network = _noise_network()
     frames = _moving_pattern(_FRAMES_PER_ROUND)
     with tempfile.TemporaryDirectory(prefix="meliad-limit-") as name:
         folder = Path(name)
@@ -98,11 +98,13 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _noise_network(backbone: Backbone) -> DetectorNetwork:
+def _noise_network() -> DetectorNetwork:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (_TRAINING_FRAMES + 10, SIZE, SIZE, 3), dtype=np.uint8)
     images = TrainingImages(frames[:_TRAINING_FRAMES], frames[_TRAINING_FRAMES:])
-    return create_detector("meliad").fit(images, FeatureExtractor(backbone), seed=0).network
+    detector = create_detector("meliad")
+    features = FeatureExtractor(load_backbone(strides=detector.strides, even_light=detector.even_light))
+    return detector.fit(images, features, seed=0).network
 
 
 def _moving_pattern(count: int) -> list[NDArray[np.uint8]]:

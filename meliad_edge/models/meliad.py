@@ -8,11 +8,12 @@ The prototypes of both classes are our extension; docs/method.md says which part
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from meliad_edge.models.backbone import Backbone
@@ -103,7 +104,19 @@ class _Cells:
 @register("meliad")
 @dataclass(frozen=True, slots=True)
 class Meliad(Detector):
-    """Fits the metric, the prototypes of both classes and the direction between them, in closed form."""
+    """Fits the metric, the prototypes of both classes and the direction between them, in closed form.
+
+    Attributes:
+        even_places: Scale embeddings so that normal images deviate alike at every place.
+        anomaly_weight: Weight that the distance to anomaly prototypes approaches with many shots.
+        direction_weight: Weight that the direction approaches with many shots, in spreads of normal distances.
+        kappa: How strongly uncertain cells are damped, in [0, 1).
+    """
+
+    even_places: bool = True
+    anomaly_weight: Annotated[float, Field(ge=0.0, le=10.0)] = ANOMALY_WEIGHT
+    direction_weight: Annotated[float, Field(ge=0.0, le=10.0)] = DIRECTION_WEIGHT
+    kappa: Annotated[float, Field(ge=0.0, lt=1.0)] = KAPPA
 
     strides: ClassVar[tuple[int, ...]] = (16, 32)
     even_light: ClassVar[bool] = True
@@ -121,7 +134,9 @@ class Meliad(Detector):
             for_prototypes = for_scale
         typical_length = float(np.linalg.norm(whitening(normal_features[for_scale]), axis=-1).mean())
         normal = _embed(normal_features, whitening, typical_length)
-        place_scale = _place_scale(normal.embeddings[for_prototypes], normal.embeddings[for_scale], seed)
+        place_scale = np.ones(normal.embeddings.shape[1:3], np.float32)
+        if self.even_places:
+            place_scale = _place_scale(normal.embeddings[for_prototypes], normal.embeddings[for_scale], seed)
         normal.embeddings[...] *= place_scale[..., None]
         normal_prototypes = choose_prototypes(_Cells(normal.embeddings[for_prototypes]).flat, NORMAL_PROTOTYPES, seed)
         reference = normal.embeddings[for_scale]
@@ -135,7 +150,8 @@ class Meliad(Detector):
             shots.embeddings[...] *= place_scale[..., None]
             anomaly_prototypes = choose_prototypes(_most_deviating(shots, normal_prototypes), ANOMALY_PROTOTYPES, seed)
             sites += [shots.site("shots", int(index)) for index in nearest_patch(anomaly_prototypes, shots.flat)]
-            anomaly_weight, direction_weight = _weights_of_labels(len(images.shots))
+            anomaly_weight = self.anomaly_weight * _trust(len(images.shots), known_at=0)
+            direction_weight = self.direction_weight * _trust(len(images.shots), known_at=1)
             direction = shots.flat.mean(axis=0) - reference.mean(axis=(0, 1, 2))
             direction *= direction_weight * distances.std() / max(float((reference @ direction).std()), 1e-12)
             evidence = (
@@ -159,7 +175,7 @@ class Meliad(Detector):
             normal_scale=1.0 / unit,
             anomaly_scale=anomaly_weight / unit,
             bias=-zero / unit,
-            kappa=KAPPA,
+            kappa=self.kappa,
             offset=0.0,
         )
         prototypes = np.concatenate([normal_prototypes, anomaly_prototypes])
@@ -196,13 +212,12 @@ def _embed(features: NDArray[np.float32], whitening: Whitening, typical_length: 
     return _Cells(features)
 
 
-def _weights_of_labels(shots: int) -> tuple[float, float]:
-    """Weights of the anomaly prototypes and of the direction [ours].
+def _trust(shots: int, known_at: int) -> float:
+    """Share of a weight that so many shots deserve: 0 at ``known_at`` shots, towards 1 with many [ours].
 
-    Both grow with the number of shots; the direction starts with the second, for that of one shot is mostly the part
-    and not its defect.
+    The direction starts with the second shot, for that of one is mostly the part and not its defect.
     """
-    return ANOMALY_WEIGHT * shots / (shots + 2), DIRECTION_WEIGHT * (shots - 1) / (shots + 2)
+    return (shots - known_at) / (shots + 2)
 
 
 def _place_scale(learned: NDArray[np.float32], reference: NDArray[np.float32], seed: int) -> NDArray[np.float32]:

@@ -131,3 +131,25 @@ def _refuses(path: Path, says: str) -> None:
         load_backbone(weights=path)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_even_light_takes_exposure_out_and_keeps_the_picture() -> None:
+    torch.manual_seed(0)
+    even, given = Backbone(even_light=True).eval(), Backbone().eval()
+    given.load_state_dict(even.state_dict())
+    frames = (80 + 60 * torch.rand(1, 64, 64, 3)).to(torch.uint8)
+    darker = (frames.float() * 0.5 + 10).to(torch.uint8)
+    pixels = frames.permute(0, 3, 1, 2).double()
+    expected = (pixels - pixels.mean()) * 45.0 / (pixels.std(correction=0) + 5.0) + 115.0
+    with torch.inference_mode():
+        bright, dark = even(frames)[0], even(darker)[0]
+        by_hand = given.features((expected.float() - given.shift) * given.scale)[0]  # type: ignore[operator]
+        uncorrected = (given(frames)[0] - given(darker)[0]).norm()
+    torch.testing.assert_close(bright, by_hand, rtol=1e-3, atol=1e-4)
+    assert (bright - dark).norm() < 0.5 * uncorrected
+
+
+def test_even_light_of_a_flat_image_is_finite() -> None:
+    fine, coarse = Backbone(even_light=True).eval()(torch.full((1, 64, 64, 3), 200, dtype=torch.uint8))
+    assert torch.isfinite(fine).all()
+    assert torch.isfinite(coarse).all()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from meliad_edge.errors import UsageError
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import Backbone, load_backbone
 from meliad_edge.models.features import FeatureExtractor
+from meliad_edge.models.meliad import _place_scale
 from meliad_edge.models.network import FittedDetector, TrainingImages
 
 
@@ -77,3 +80,46 @@ def test_what_is_saved_builds_the_same_network(backbone: Backbone) -> None:
 def test_an_unknown_detector_is_named_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="detector 'magic' is unknown; choose one of .*meliad"):
         create_detector("magic")
+
+
+def test_places_where_normals_differ_count_less() -> None:
+    rng = np.random.default_rng(0)
+    learned, reference = (rng.normal(size=(40, 4, 4, 8)).astype(np.float32) for _ in range(2))
+    for embeddings in (learned, reference):
+        embeddings[:, :, 0] *= 3.0
+    scale = _place_scale(learned, reference, seed=0)
+    assert scale.shape == (4, 4)
+    assert 0.5 <= scale[:, 0].max() < 1.0 < scale[:, 1:].min()
+    few = _place_scale(learned, reference[:1], seed=0)
+    assert abs(few[:, 0].mean() - 1.0) < abs(scale[:, 0].mean() - 1.0)
+
+
+def test_embeddings_are_scaled_by_place(backbone: Backbone) -> None:
+    network: Any = _fit(backbone, 2).network
+    with torch.inference_mode():
+        levels = backbone(torch.from_numpy(_marked(1, 8)))
+        before = network.embed(levels) / network.place_scale
+        network.place_scale.copy_(torch.linspace(0.5, 2.0, 16).view(4, 4))
+        assert torch.allclose(network.embed(levels), before * network.place_scale, rtol=1e-5)
+
+
+def test_places_can_be_left_uneven(backbone: Backbone) -> None:
+    images = TrainingImages(_plain(12, 1), _marked(2, 2))
+    network: Any = (
+        create_detector("meliad", {"even_places": False}).fit(images, FeatureExtractor(backbone), seed=0).network
+    )
+    assert torch.equal(network.place_scale, torch.ones(4, 4))
+
+
+def test_the_labels_count_for_more_the_more_there_are(backbone: Backbone) -> None:
+    scales = [_fit(backbone, shots).network.describe() for shots in (1, 4)]
+    weights = [fields["anomaly_scale"] / fields["normal_scale"] for fields in scales]
+    assert weights == pytest.approx([0.36 * 1 / 3, 0.36 * 4 / 6])
+    assert not _fit(backbone, 1).network.direction.any()  # type: ignore[operator]
+    assert _fit(backbone, 4).network.direction.any()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("option", [{"kappa": 1.0}, {"anomaly_weight": -0.1}, {"direction_weight": "much"}])
+def test_an_option_out_of_range_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is not allowed"):
+        create_detector("meliad", option)
