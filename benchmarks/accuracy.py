@@ -62,6 +62,7 @@ class Plan:
         work: Folder with the finished results.
         seeds: Number of seeds, 0 upwards; None means 5, and 10 for one shot.
         image_size: Height and width of the model's input in pixels; None lets ``fit`` choose them.
+        interpretability: Whether to measure how well the maps explain, too.
         workers: Processes; None means half of the cores.
         peers: Rows without labels only: detectors that cannot use any.
     """
@@ -75,6 +76,7 @@ class Plan:
     work: Path
     seeds: int | None = None
     image_size: int | None = None
+    interpretability: bool = False
     workers: int | None = None
     peers: tuple[Variant, ...] = ()
 
@@ -197,7 +199,17 @@ def _jobs(
 ) -> tuple[Job, ...]:
     seeds = plan.seeds or (SEEDS_OF_ONE_SHOT if shots == 1 else SEEDS)
     return tuple(
-        Job(set_name, data, variant.detector, shots, seed, shot_class, plan.image_size, variant.options)
+        Job(
+            set_name,
+            data,
+            variant.detector,
+            shots,
+            seed,
+            shot_class,
+            plan.image_size,
+            variant.options,
+            plan.interpretability,
+        )
         for seed in range(seeds)
         for shot_class in classes
     )

@@ -16,6 +16,14 @@ METRICS = {
     "pixel_ap": "pixel AP",
     "aupro_30": "AUPRO .30",
     "aupro_05": "AUPRO .05",
+    "pointing_accuracy": "pointing accuracy",
+    "pointing_chance": "its chance",
+    "region_iou": "region IoU",
+    "deletion_auc": "deletion",
+    "deletion_auc_random": "random deletion",
+    "insertion_auc": "insertion",
+    "insertion_auc_random": "random insertion",
+    "randomised_correlation": "random weights",
 }
 PUBLISHED_MARK = "published, not run by us"
 _ABSENT = "–"

@@ -57,6 +57,7 @@ class Job:
         shot_class: The one class the shots come from, which the test lacks; None for shots of every class.
         image_size: Height and width of the model's input in pixels; None lets ``fit`` choose them.
         options: Values for options of the detector.
+        interpretability: Whether to measure how well the maps explain, too; it takes a minute or two.
     """
 
     set_name: str
@@ -67,6 +68,7 @@ class Job:
     shot_class: str | None = None
     image_size: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    interpretability: bool = False
 
     def file_name(self) -> str:
         """Name of the file that keeps the result.
@@ -129,7 +131,7 @@ class Job:
         with tempfile.TemporaryDirectory(prefix="meliad-accuracy-") as folder:
             run = fit(config, Path(folder), lambda topic, text: None)
         fitted = time.perf_counter()
-        measured = evaluate(run).to_dict()
+        measured = evaluate(run, interpretability=self.interpretability).to_dict()
         times = {"fit_s": fitted - start, "evaluate_s": time.perf_counter() - fitted}
         return {**measured, **times, "facts": run.facts}
 

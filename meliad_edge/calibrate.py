@@ -54,8 +54,8 @@ class Calibration:
     def cell_threshold(self) -> float:
         """Evidence at or above which one cell of the map is marked as part of a region.
 
-        On the scale of the map it is the image threshold: an image above the threshold therefore
-        always has at least one marked cell.
+        On the scale of the map it is the image threshold: an image above the threshold therefore has at least
+        one marked cell wherever the score is the mean of the top cells of the map.
         """
         return self.threshold - self.score_offset
 

@@ -13,6 +13,8 @@ from meliad_edge.explain import overlay
 from meliad_edge.faithfulness import RANDOMISED_LIMIT
 from meliad_edge.interpretability import Interpretability
 from meliad_edge.metrics import Interval
+from meliad_edge.models import create_detector
+from meliad_edge.models.network import FrozenBackboneNetwork
 from meliad_edge.report import HeldOutScores, InspectedImage, ReportData, Table
 from meliad_edge.run import Run
 from meliad_edge.runtime.predictor import Region, find_regions
@@ -149,6 +151,13 @@ def _random(area: float) -> str:
     return f"random order {area:.3f}"
 
 
+def _backbone(run: Run) -> str:
+    if not create_detector(run.config.detector, run.config.options).strides:
+        return "none"
+    training = "frozen" if isinstance(run.network, FrozenBackboneNetwork) else "fine-tuned"
+    return f"{run.config.backbone}, {training}, weights: {run.config.weights or 'ImageNet'}"
+
+
 def _provenance(run: Run) -> tuple[tuple[str, str], ...]:
     environment = describe_environment()
     config = run.config
@@ -166,7 +175,7 @@ def _provenance(run: Run) -> tuple[tuple[str, str], ...]:
             f"detector {config.detector}, {config.shots} shots, seed {config.seed}, "
             f"{in_words(run.network.input_hw)} pixels",
         ),
-        ("backbone", f"{config.backbone}, frozen, weights: {config.weights or 'ImageNet'}"),
+        ("backbone", _backbone(run)),
         ("fit", ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in facts.items())),
         ("machine", f"{environment['cpu']}, {environment['cores']} cores, {environment['system']}"),
         ("packages", packages),

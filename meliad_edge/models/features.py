@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from meliad_edge.models.backbone import Backbone
+from meliad_edge.models.backbone import EVEN_MEAN, EVEN_SPREAD, SMALLEST_SPREAD, Backbone
 from meliad_edge.progress import track
 
 _BATCH = 16
@@ -40,28 +40,15 @@ class FeatureExtractor:
         if self._cache is not None:
             self._cache.mkdir(parents=True, exist_ok=True)
 
-    def levels(self, frames: NDArray[np.uint8], description: str) -> tuple[NDArray[np.float32], ...]:
-        """Feature maps of frames.
+    def levels_of_batch(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+        """Feature maps of frames, in one pass through the backbone.
 
         Args:
-            frames: uint8 RGB [n, H, W, 3].
-            description: Label of the progress bar.
+            frames: uint8 RGB [n, H, W, 3], few enough for memory.
 
         Returns:
             One float32 [n, C, h, w] per stride of the backbone.
         """
-        result = tuple(
-            np.empty((len(frames), channels, frames.shape[1] // stride, frames.shape[2] // stride), np.float32)
-            for stride, channels in zip(self.backbone.strides, self.backbone.channels, strict=True)
-        )
-        for start in track(range(0, len(frames), _BATCH), description):
-            batch = frames[start : start + _BATCH]
-            for level, values in zip(result, self.levels_of_batch(batch), strict=True):
-                level[start : start + len(batch)] = values
-        return result
-
-    def levels_of_batch(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
-        """The same for a batch that fits in memory, without a progress bar."""
         if self._cache is None:
             return self._compute(frames)
         paths = [[self._path(frame, stride) for stride in self.backbone.strides] for frame in frames]
@@ -131,6 +118,8 @@ def extract_patch_features(
 def _fingerprint(backbone: Backbone) -> str:
     """Name, preprocessing and weights of a backbone."""
     digest = hashlib.blake2b(digest_size=8)
+    if backbone.even_light:
+        digest.update(repr((EVEN_MEAN, EVEN_SPREAD, SMALLEST_SPREAD)).encode())
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.contiguous().numpy().tobytes())

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -167,9 +168,9 @@ class MeliadReconstruction(Detector):
 
     channel_entropy: bool = True
     patch_entropy: bool = True
-    margin_weight: float = 1.0
-    entropy_weight: float = 0.1
-    steps: int = 300
+    margin_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    entropy_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    steps: Annotated[int, Field(ge=1)] = 300
 
     strides: ClassVar[tuple[int, ...]] = (16, 32)
 

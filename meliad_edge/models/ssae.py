@@ -204,7 +204,7 @@ class SSAE(Detector):
             loss = self._train(network.autoencoder, images.normal, np.random.default_rng(seed))
         network.eval()
         network.typical_error.copy_(_typical_error(network, images.normal, seed))
-        facts = {"training_steps": self.steps, "final_loss": round(loss, 5), "shots_used": 0}
+        facts = {"training_steps": self.steps, "final_loss": round(loss, 5), "labelled_defects_used": 0}
         return FittedDetector(network, (), facts)
 
     def build(
@@ -218,7 +218,9 @@ class SSAE(Detector):
     def _train(self, autoencoder: Autoencoder, normal: NDArray[np.uint8], rng: np.random.Generator) -> float:
         autoencoder.train().to(memory_format=torch.channels_last)
         optimiser = torch.optim.AdamW(autoencoder.parameters(), weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.learning_rate, self.steps, pct_start=0.1)
+        # OneCycleLR divides by zero where the warm-up is a single step, so ten steps and fewer have none.
+        warm_up = 0.1 if self.steps > 10 else 0.0
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.learning_rate, self.steps, pct_start=warm_up)
         recent_loss = 0.0
         with progress_bar() as bar:
             task = bar.add_task(f"{'training':<24}", total=self.steps, note="")

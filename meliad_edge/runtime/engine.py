@@ -18,7 +18,8 @@ class RawScores:
     Attributes:
         score: float32 [N]; higher is more anomalous, unbounded.
         map: float32 [N, H, W]; evidence per grid cell. The mean of each map's ``top_cells`` largest
-            cells, plus a constant of the model, is its score (the by-design property).
+            cells, plus a constant of the model, is its score (the by-design property), unless the model's
+            ``top_cells`` is None.
         nearest: int64 [N, 2, H, W]; per cell the index of the nearest prototype of the normal class (plane 0) and
             of the anomaly class (plane 1). -1 in a model without prototypes; a model that has seen no defect names
             the one placeholder row of its anomaly class, which has no exemplar.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -30,7 +31,7 @@ def test_constants_are_those_of_the_code(table_rows: TableRows) -> None:
     rows = table_rows(PAGE, "| constant |")
     for name, file, value, _ in rows:
         module = importlib.import_module("meliad_edge." + file.removesuffix(".py").replace("/", "."))
-        assert getattr(module, name) == float(value), name
+        assert getattr(module, name) == ast.literal_eval(value), name
     # A constant of the detector that the page does not mention is a page that lies by omission.
     detector = importlib.import_module("meliad_edge.models.meliad")
     public = {name for name, value in vars(detector).items() if name.isupper() and not name.startswith("_")}

@@ -12,6 +12,8 @@ import pytest
 from meliad_edge.bundle import open_bundle
 from meliad_edge.data.images import read_image
 from meliad_edge.data.preprocess import to_model_input
+from meliad_edge.evaluate import evaluate
+from meliad_edge.evaluation_report import evaluation_report
 from meliad_edge.models import create_detector
 from meliad_edge.models.network import detector_names
 from meliad_edge.run import load_run
@@ -98,6 +100,13 @@ def test_evaluate_measures_images_and_pixels(invoke: Any, fitted: Fitted) -> Non
     assert result["pixel_absent_because"] is None
     for name in ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro_30", "aupro_05"):
         assert 0.0 <= result[name] <= 1.0
+
+
+def test_the_report_says_what_became_of_the_backbone(fitted: Fitted) -> None:
+    run = load_run(fitted.run)
+    said = dict(evaluation_report(run, evaluate(run)).provenance)["backbone"]
+    expected = {"devnet": "fine-tuned", "flos": "fine-tuned", "ssae": "none"}.get(fitted.detector, "frozen")
+    assert expected in said
 
 
 def test_the_bundle_decides_as_the_run(invoke: Any, fitted: Fitted, exported: Exported) -> None:

@@ -23,7 +23,7 @@ def _frames(count: int, seed: int = 0) -> NDArray[np.uint8]:
 
 def test_levels_are_those_of_the_backbone(backbone: Backbone) -> None:
     frames = _frames(3)
-    levels = FeatureExtractor(backbone).levels(frames, "test")
+    levels = FeatureExtractor(backbone).levels_of_batch(frames)
     with torch.inference_mode():
         expected = backbone(torch.from_numpy(frames))
     assert [level.shape[1:] for level in levels] == [(40, 8, 12), (112, 4, 6), (320, 2, 3)]
@@ -55,19 +55,27 @@ def test_cells_outside_the_image_do_not_count_or_count_as_zeros(zero_border: boo
 
 def test_other_pixels_and_other_weights_are_other_features(backbone: Backbone, tmp_path: Path) -> None:
     frames = _frames(1)
-    first = FeatureExtractor(backbone, tmp_path).levels(frames, "test")[0]
+    first = FeatureExtractor(backbone, tmp_path).levels_of_batch(frames)[0]
     transposed = frames.reshape(1, 96, 64, 3)  # the same bytes in another shape
-    assert FeatureExtractor(backbone, tmp_path).levels(transposed, "test")[0].shape == (1, 40, 12, 8)
+    assert FeatureExtractor(backbone, tmp_path).levels_of_batch(transposed)[0].shape == (1, 40, 12, 8)
     untrained = Backbone(strides=(8, 16, 32)).eval()
-    assert not np.allclose(FeatureExtractor(untrained, tmp_path).levels(frames, "test")[0], first)
+    assert not np.allclose(FeatureExtractor(untrained, tmp_path).levels_of_batch(frames)[0], first)
+
+
+def test_even_light_makes_other_features(backbone: Backbone, tmp_path: Path) -> None:
+    frames = _frames(1)
+    first = FeatureExtractor(backbone, tmp_path).levels_of_batch(frames)[0]
+    even = Backbone(strides=backbone.strides, even_light=True).eval()
+    even.load_state_dict(backbone.state_dict())
+    assert not np.allclose(FeatureExtractor(even, tmp_path).levels_of_batch(frames)[0], first)
 
 
 def test_a_damaged_file_is_computed_again(backbone: Backbone, tmp_path: Path) -> None:
     frames = _frames(2)
-    first = FeatureExtractor(backbone, tmp_path).levels(frames, "test")
+    first = FeatureExtractor(backbone, tmp_path).levels_of_batch(frames)
     for file in tmp_path.rglob("*.npy"):
         file.write_bytes(file.read_bytes()[:40])
-    for again, level in zip(FeatureExtractor(backbone, tmp_path).levels(frames, "test"), first, strict=True):
+    for again, level in zip(FeatureExtractor(backbone, tmp_path).levels_of_batch(frames), first, strict=True):
         np.testing.assert_allclose(again, level, rtol=1e-4, atol=1e-4)
 
 
@@ -78,6 +86,6 @@ def test_a_cache_that_cannot_be_written_only_costs_time(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("meliad_edge.models.features.np.save", full)
-    levels = FeatureExtractor(backbone, tmp_path).levels(_frames(1), "test")
+    levels = FeatureExtractor(backbone, tmp_path).levels_of_batch(_frames(1))
     assert np.isfinite(levels[0]).all()
     assert "No space left on device" in caplog.text

@@ -74,7 +74,7 @@ def _slow_maps(
     grid_hw = INPUT_HW[0] // stride, INPUT_HW[1] // stride
 
     def embedded(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
-        levels = FeatureExtractor(backbone).levels(frames, "test")
+        levels = FeatureExtractor(backbone).levels_of_batch(frames)
         images = [[level[index].astype(np.float64) for level in levels] for index in range(len(frames))]
         return np.stack([_slow_embedding(image, grid_hw)[channels] for image in images])
 

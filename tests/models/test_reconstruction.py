@@ -77,6 +77,12 @@ def test_it_learns_from_labels_and_needs_them(texture_set: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("option", [{"steps": 0}, {"margin_weight": -1.0}, {"entropy_weight": -0.1}])
+def test_an_option_out_of_range_is_refused(option: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="is not allowed"):
+        create_detector("meliad-reconstruction", option)
+
+
 def test_the_whole_line_runs_with_it(texture_set: Path, invoke, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     run, bundle = tmp_path / "run", tmp_path / "model.meliad"
     fitted = invoke(

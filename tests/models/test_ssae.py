@@ -161,6 +161,14 @@ def test_what_is_saved_builds_the_same_network_and_onnx_runtime_agrees(features:
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 10, 11])
+def test_any_number_of_steps_trains(features: FeatureExtractor, steps: int) -> None:
+    detector = create_detector("ssae", {**QUICK, "steps": steps})
+    facts = detector.fit(TrainingImages(_texture(2, 1), _texture(0, 2)), features, seed=0).facts
+    assert facts["training_steps"] == steps
+    assert np.isfinite(facts["final_loss"])
+
+
 def test_an_option_out_of_range_is_refused() -> None:
     with pytest.raises(UsageError, match="option width = 3 is not allowed"):
         create_detector("ssae", {"width": 3})
