@@ -105,8 +105,7 @@ class _Peer(Detector):
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(seed)
             model = self._fit_model(features.backbone, images.normal, seed)
-        input_hw = (images.normal.shape[1], images.normal.shape[2])
-        return FittedDetector(PeerNetwork(features.backbone, input_hw, model.eval()).eval(), (), {})
+        return FittedDetector(PeerNetwork(features.backbone, images.size_hw, model.eval()).eval(), (), {})
 
     def build(
         self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], description: dict[str, Any]

@@ -231,7 +231,7 @@ class AnoMem(Detector):
         starts = [_whiten_and_memorise(level, self.prototypes, seed) for level in stored]
         network = AnoMemNetwork(
             features.backbone,
-            (images.normal.shape[1], images.normal.shape[2]),
+            images.size_hw,
             [len(patterns) for _, patterns in starts],
             self.beta,
         )

@@ -162,8 +162,7 @@ class DevNet(Detector):
             raise UsageError(msg)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            input_hw = images.normal.shape[1], images.normal.shape[2]
-            network = DevNetNetwork(copy.deepcopy(features.backbone), input_hw)
+            network = DevNetNetwork(copy.deepcopy(features.backbone), images.size_hw)
             loss = self._train(network, images, np.random.default_rng(seed))
         return FittedDetector(network.eval(), (), {"training_steps": self.steps, "final_loss": round(loss, 4)})
 

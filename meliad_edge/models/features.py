@@ -37,8 +37,6 @@ class FeatureExtractor:
     def __init__(self, backbone: Backbone, cache: Path | None = None) -> None:
         self.backbone = backbone
         self._cache = None if cache is None else cache / _fingerprint(backbone)
-        if self._cache is not None:
-            self._cache.mkdir(parents=True, exist_ok=True)
 
     def levels_of_batch(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
         """Feature maps of frames, in one pass through the backbone.
@@ -58,13 +56,29 @@ class FeatureExtractor:
             for level, values in enumerate(self._compute(frames[missing])):
                 for index, value in zip(missing, values, strict=True):
                     maps[index][level] = value
-                    _save(paths[index][level], value)
+                    self._save(paths[index][level], value)
         return tuple(np.stack([row[level] for row in maps]) for level in range(len(self.backbone.strides)))  # type: ignore[misc]
 
     def _compute(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
         with torch.inference_mode():
             levels: tuple[Tensor, ...] = self.backbone.to(memory_format=torch.channels_last)(torch.from_numpy(frames))
         return tuple(level.contiguous().numpy() for level in levels)
+
+    def _save(self, path: Path, value: NDArray[np.float32]) -> None:
+        """Write a file that another process sees whole or not at all; a full disk costs time and nothing else."""
+        if self._cache is None:
+            return
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.save(file, value, allow_pickle=False)
+            partial.replace(path)
+        except OSError as error:
+            _logger.warning("the feature cache %s cannot be written (%s); going on without it", self._cache, error)
+            self._cache = None
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
     def _path(self, frame: NDArray[np.uint8], stride: int) -> Path:
         assert self._cache is not None
@@ -137,17 +151,3 @@ def _load(path: Path) -> NDArray[np.float32] | None:
         return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
     except (OSError, ValueError, EOFError):
         return None
-
-
-def _save(path: Path, value: NDArray[np.float32]) -> None:
-    """Write a file that another process sees whole or not at all; a full disk costs time and nothing else."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with partial.open("wb") as file:
-            np.save(file, value, allow_pickle=False)
-        partial.replace(path)
-    except OSError as error:
-        _logger.warning("the feature cache %s cannot be written (%s)", path.parent.parent, error.strerror)
-        with contextlib.suppress(OSError):
-            partial.unlink()

@@ -184,9 +184,7 @@ class Meliad(Detector):
             offset=0.0,
         )
         prototypes = np.concatenate([normal_prototypes, anomaly_prototypes])
-        network = MeliadNetwork(
-            features.backbone, _size_hw(images.normal), normal.flat.shape[1], len(prototypes), scoring
-        )
+        network = MeliadNetwork(features.backbone, images.size_hw, normal.flat.shape[1], len(prototypes), scoring)
         network.typical_length.fill_(typical_length)  # type: ignore[operator]
         network.place_scale.copy_(torch.from_numpy(place_scale))  # type: ignore[operator]
         network.prototypes.data = torch.from_numpy(prototypes)
@@ -203,10 +201,6 @@ class Meliad(Detector):
         network = MeliadNetwork(backbone, input_hw, depth, count, ScoringParameters(**description))
         network.load_state_dict(state)
         return network
-
-
-def _size_hw(frames: NDArray[np.uint8]) -> tuple[int, int]:
-    return frames.shape[1], frames.shape[2]
 
 
 def _embed(features: NDArray[np.float32], whitening: Whitening, typical_length: float) -> _Cells:

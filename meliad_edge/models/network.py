@@ -31,6 +31,11 @@ class TrainingImages:
     normal: NDArray[np.uint8]
     shots: NDArray[np.uint8]
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of every image in pixels."""
+        return self.normal.shape[1], self.normal.shape[2]
+
 
 @dataclass(frozen=True, slots=True)
 class PatchSite:

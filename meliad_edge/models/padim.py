@@ -149,7 +149,7 @@ class Padim(Detector):
         if self.channels > available:
             msg = f"padim: option channels = {self.channels}, but the backbone has {available}; use that or fewer"
             raise UsageError(msg)
-        input_hw = images.normal.shape[1], images.normal.shape[2]
+        input_hw = images.size_hw
         stride = _FULL_STRIDE if self.full_grid else _DEFAULT_STRIDE
         grid_hw = input_hw[0] // stride, input_hw[1] // stride
         _refuse_too_many(grid_hw, self.channels)

@@ -139,7 +139,7 @@ class PatchCore(Detector):
         bank = candidates[torch.from_numpy(choose_coreset(candidates.numpy(), bank_size, rng))]
         network = PatchCoreNetwork(
             features.backbone,
-            (images.normal.shape[1], images.normal.shape[2]),
+            images.size_hw,
             bank,
             nearest_entries(bank, min(self.neighbours, len(bank))),
         )

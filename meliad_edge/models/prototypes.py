@@ -39,11 +39,6 @@ def choose_prototypes(patches: NDArray[np.float32], count: int, seed: int) -> ND
     return np.asarray(centres.numpy(), dtype=np.float32)
 
 
-def squared_distances(patches: NDArray[np.float32], prototypes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """|z - p|^2 for every pair, [n, K], clipped at 0."""
-    return np.asarray(_squared(torch.from_numpy(patches), torch.from_numpy(prototypes)).numpy(), dtype=np.float32)
-
-
 def nearest_distance(patches: NDArray[np.float32], prototypes: NDArray[np.float32]) -> NDArray[np.float32]:
     """Euclidean distance to the nearest prototype; patches [..., D] give [...]."""
     flat = torch.from_numpy(patches.reshape(-1, patches.shape[-1]))

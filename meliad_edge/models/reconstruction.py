@@ -189,7 +189,7 @@ class MeliadReconstruction(Detector):
             torch.manual_seed(seed)
             network = ReconstructionNetwork(
                 features.backbone,
-                (images.normal.shape[1], images.normal.shape[2]),
+                images.size_hw,
                 channel_entropy=self.channel_entropy,
                 patch_entropy=self.patch_entropy,
             )

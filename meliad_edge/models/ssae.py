@@ -200,7 +200,7 @@ class SSAE(Detector):
         """Train on the normal images; neither the shots nor the features of the backbone are read."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = SSAENetwork((images.normal.shape[1], images.normal.shape[2]), self.width)
+            network = SSAENetwork(images.size_hw, self.width)
             loss = self._train(network.autoencoder, images.normal, np.random.default_rng(seed))
         network.eval()
         network.typical_error.copy_(_typical_error(network, images.normal, seed))
