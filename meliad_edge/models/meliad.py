@@ -27,8 +27,6 @@ NORMAL_PROTOTYPES = 512
 ANOMALY_PROTOTYPES = 128
 # Share of a shot's patches, the most deviating ones, that stand for its defect.
 DEVIATING_SHARE = 0.15
-# Weight of what the coarse feature level adds to the fine one, which says more about where.
-COARSE_WEIGHT = 0.6
 # Length of an embedding after normalisation: its whitened length to the power 1 - LENGTH_DAMPING.
 LENGTH_DAMPING = 0.75
 # How far places where normal images deviate more, or less, than elsewhere are evened out.
@@ -127,10 +125,7 @@ class Meliad(Detector):
     def fit(self, images: TrainingImages, features: FeatureExtractor, *, seed: int) -> FittedDetector:
         """Fit on normal images and any number of labelled anomalies, none included."""
         normal_features = extract_patch_features(features, images.normal, "features of normals")
-        fine, coarse = features.backbone.channels
-        whitening = fit_whitening(
-            normal_features.reshape(-1, normal_features.shape[-1]), levels=((fine, 1.0), (coarse, COARSE_WEIGHT))
-        )
+        whitening = fit_whitening(normal_features.reshape(-1, normal_features.shape[-1]))
         order = np.random.default_rng(seed).permutation(len(normal_features))
         # The scale of distances is honest only on images that no prototype comes from.
         scale_count = min(_SCALE_IMAGES, max(1, len(order) // 5))

@@ -50,27 +50,6 @@ def test_distances_are_those_of_mahalanobis() -> None:
     np.testing.assert_allclose(np.linalg.norm(whitening(a) - whitening(b), axis=1), expected, rtol=1e-3)
 
 
-def test_levels_of_weight_one_change_no_distance() -> None:
-    patches = _patches(400, 6) @ np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32)
-    whole, by_level = fit_whitening(patches), fit_whitening(patches, levels=((2, 1.0), (4, 1.0)))
-    a, b = patches[:50], patches[50:100]
-    for whitening in (whole, by_level):
-        distances = np.linalg.norm(whitening(a) - whitening(b), axis=1)
-        np.testing.assert_allclose(distances, np.linalg.norm(whole(a) - whole(b), axis=1), rtol=1e-4)
-    np.testing.assert_array_equal(by_level.matrix[:2, 2:], 0.0)
-
-
-def test_a_level_is_whitened_given_the_ones_before_it_and_weighted() -> None:
-    random = np.random.default_rng(2)
-    fine = random.normal(size=(20_000, 2)) * [1.0, 5.0]
-    coarse = fine @ random.normal(size=(2, 3)) + random.normal(size=(20_000, 3)) * [0.5, 1.0, 2.0]
-    patches = np.concatenate([fine, coarse], axis=1).astype(np.float32)
-    whitened = fit_whitening(patches, shrinkage=0.0, levels=((2, 1.0), (3, 0.5)))(patches)
-    np.testing.assert_allclose(np.cov(whitened.T), np.diag([1.0, 1.0, 0.25, 0.25, 0.25]), atol=1e-2)
-    alone = fit_whitening(fine.astype(np.float32), shrinkage=0.0)(fine.astype(np.float32))
-    np.testing.assert_allclose(np.linalg.norm(whitened[:, :2], axis=1), np.linalg.norm(alone, axis=1), rtol=1e-3)
-
-
 def test_damping_keeps_the_direction_and_pulls_lengths_together() -> None:
     vectors = torch.from_numpy(_patches(50, 6)) * torch.logspace(-0.5, 2, 50)[:, None]
     damped = damp_length(vectors, torch.tensor(2.0), dim=1)
