@@ -176,7 +176,7 @@ def test_a_mask_of_another_size(invoke: Any, own_set: Path, own_run: Path) -> No
         (("export", "nowhere"), MODEL, "not a run folder"),
         (("fit", "nowhere"), DATA, "does not exist"),
         (("fit",), 2, "data is not given"),
-        (("fit", "elpv", "--detector", "magic"), 2, "choose one of anomem, devnet"),
+        (("fit", "elpv", "--detector", "magic"), 2, "devnet, flos, meliad, meliad-reconstruction"),
         (("fit", "elpv", "--backbone", "alexnet"), MODEL, "choose one of tf_efficientnet_lite0"),
         (("fit", "elpv", "--weights", "none.pth"), MODEL, "does not exist"),
         (("fit", "elpv", "--image-size", "100"), 2, "image_size = 100"),

@@ -91,7 +91,7 @@ def test_the_fitted_network_is_interpretable_by_design(run: Run, frames: NDArray
 
 
 def test_embedding_level_by_level_is_embedding_of_the_whole_feature(run: Run, frames: NDArray[np.uint8]) -> None:
-    """Average, concatenate, whiten, damp: the formula of the documentation, written out."""
+    """Average, concatenate, whiten, damp, even out: the formula of the documentation, written out."""
     network: Any = run.network
     with torch.inference_mode():
         fine, coarse = network.backbone(torch.from_numpy(frames))
@@ -103,7 +103,7 @@ def test_embedding_level_by_level_is_embedding_of_the_whole_feature(run: Run, fr
         matrix = torch.cat([network.metric_fine.weight, network.metric_coarse.weight], dim=1)[:, :, 0, 0]
         whitened = torch.einsum("dc,nchw->ndhw", matrix, features) + network.metric_fine.bias[:, None, None]
         length = whitened.norm(dim=1, keepdim=True) / network.typical_length
-        expected = whitened * length.clamp_min(0.05) ** -0.75
+        expected = whitened * length.clamp_min(0.05) ** -0.75 * network.place_scale
         embedded = network.embed(network.backbone(torch.from_numpy(frames)))
     scale = float(expected.abs().max())
     assert torch.allclose(embedded, expected, atol=1e-4 * scale)
