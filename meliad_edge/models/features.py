@@ -26,8 +26,8 @@ _logger = logging.getLogger(__name__)
 class FeatureExtractor:
     """The feature maps a frozen backbone gives for images, computed once and then read from a folder.
 
-    A file is named after the weights of the backbone and the pixels of the image, so a cache is never stale and may be
-    shared by data sets, seeds, detectors and processes.
+    A file is named after the preprocessing and weights of the backbone and the pixels of the image, so a cache may be
+    shared by data sets, seeds, detectors and processes. The versions of torch and timm are not part of the name.
 
     Args:
         backbone: In evaluation mode.

@@ -145,6 +145,7 @@ def find_regions(
         calibration: Gives the cell threshold.
         exemplars: One per prototype; a prototype without one is not explained.
     """
+    # In this order min() keeps the threshold when a cell, and so the maximum, is not a number.
     threshold = min(calibration.cell_threshold, float(evidence.max()))
     marked = (~(evidence < threshold)).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(marked, connectivity=8)
