@@ -19,15 +19,17 @@ struct PatchEntropyParameters {
 };
 
 // Inputs and outputs of one run; "cells" is H*W. The caller owns everything.
-struct PatchEntropyBatch {
+template <typename Element>
+struct PatchEntropyBatchOf {
   int64_t images;          // N
   int64_t depth;           // D
   int64_t cells;           // H*W
-  const float* z;          // [N, D, H*W]
+  const Element* z;        // [N, D, H*W]
   const float* direction;  // [D]
   float* score;            // [N]
   float* map;              // [N, H*W]
   int64_t* nearest;        // [N, 2, H*W]
 };
+using PatchEntropyBatch = PatchEntropyBatchOf<float>;
 
 }  // namespace meliad

@@ -183,9 +183,10 @@ def sanitized(cxx: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
     """
     program = tmp_path_factory.mktemp("kernels") / "patch_entropy_run"
     flags = ["-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", "-fsanitize=address,undefined"]
-    flags += ["-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DMELIAD_CUDA_ON_CPU"]
     sources = [ROOT / "tests" / "kernels" / "patch_entropy_run.cpp", ROOT / "kernels" / "cpu" / "patch_entropy.cpp"]
-    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(program)], check=True)
+    cuda_source = ["-x", "c++", ROOT / "kernels" / "cuda" / "patch_entropy.cu"]
+    subprocess.run([cxx, *flags, *map(str, sources), *map(str, cuda_source), "-o", str(program)], check=True)
 
     def run(case: Case, implementation: str) -> Outputs | None:
         images, depth, height, width = case.z.shape

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../../kernels/cpu/patch_entropy.hpp"
+#include "../../kernels/cuda/patch_entropy.hpp"
 #include "../../kernels/reference/patch_entropy.hpp"
 
 namespace {
@@ -27,6 +28,18 @@ void write(const std::vector<Value>& values) {
   std::fwrite(values.data(), sizeof(Value), values.size(), stdout);
 }
 
+// The CUDA kernels, executed on the CPU, with inputs of that precision.
+template <typename Element>
+int run_cuda(const Header& header, const std::vector<float>& prototypes, const meliad::PatchEntropyBatch& batch) {
+  const std::vector<Element> z(batch.z, batch.z + header.images * header.depth * header.cells);
+  const std::vector<Element> converted(prototypes.begin(), prototypes.end());
+  std::vector<char> workspace(meliad::cuda::workspace_bytes(header.images, header.cells));
+  const meliad::PatchEntropyBatchOf<Element> same{batch.images,    batch.depth, batch.cells, z.data(),
+                                                  batch.direction, batch.score, batch.map,   batch.nearest};
+  return meliad::cuda::score_patches(header.parameters, converted.data(), header.prototypes, same, workspace.data(),
+                                     nullptr);
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -43,6 +56,10 @@ int main(int, char** arguments) {
 
   if (implementation == "reference") {
     meliad::reference::patch_entropy_score(header.parameters, prototypes.data(), header.prototypes, batch);
+  } else if (implementation == "cuda") {
+    if (const int error = run_cuda<float>(header, prototypes, batch)) return error;
+  } else if (implementation == "cuda-half") {
+    if (const int error = run_cuda<meliad::cuda::Half>(header, prototypes, batch)) return error;
   } else {
     const InstructionSet wanted = implementation == "avx512" ? InstructionSet::kAvx512
                                   : implementation == "avx2" ? InstructionSet::kAvx2
