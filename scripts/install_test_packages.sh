@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# System packages the tests use: a compiler for the kernel and an RTSP server (GStreamer through the system's Python).
+# System packages the tests use: compilers for the kernel and an emulator for its aarch64 build, and an RTSP server
+# (GStreamer through the system's Python).
 # As root they are installed; otherwise the tests that need them skip, and this says how to get them.
 set -euo pipefail
 packages=(
   cmake
   g++
+  g++-aarch64-linux-gnu
   gir1.2-gst-rtsp-server-1.0
   gstreamer1.0-plugins-bad
   gstreamer1.0-plugins-base
   gstreamer1.0-plugins-good
   gstreamer1.0-plugins-ugly
   python3-gi
+  qemu-user-static
 )
 command -v dpkg-query >/dev/null || { echo "not a Debian or Ubuntu system: tests that need ${packages[*]} will skip"; exit 0; }
 missing=()

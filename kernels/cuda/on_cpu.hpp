@@ -53,7 +53,11 @@ enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 
 namespace meliad::cuda {
 
+#ifdef __aarch64__
+using Half = __fp16;  // GCC knows _Float16 in C++ for aarch64 since version 13
+#else
 using Half = _Float16;
+#endif
 
 namespace on_cpu {
 

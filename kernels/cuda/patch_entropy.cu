@@ -79,7 +79,7 @@ __device__ void load_tile(Element (&tile)[kRows][kTileColumns], const Element* m
       }
     }
   } else {
-#pragma unroll 4
+#pragma unroll 2
     for (int i = int(threadIdx.x); i < kRows * kColumns; i += kThreads) {
       const int row = i / kColumns, column = i % kColumns;
       const bool inside = first_row + row < rows && first_column + column < row_length;
@@ -248,7 +248,6 @@ __global__ void __launch_bounds__(kThreads, 4) summarise(Problem<Element> proble
     } else {
       anomaly = join(anomaly, of_tile, problem.log2e_over_softness);
     }
-    __syncthreads();  // the scratch is filled again by the next tile
   }
 
   scratch.shares[share][kNormal][own_cell] = normal;

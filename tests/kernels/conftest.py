@@ -175,29 +175,20 @@ def cxx() -> str:
     return compiler
 
 
-@pytest.fixture(scope="session")
-def sanitized(cxx: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outputs | None]:
-    """Any C++ implementation, compiled with the address and undefined-behaviour sanitizers and run on a case.
+@dataclass
+class KernelProgram:
+    """patch_entropy_run.cpp with every C++ implementation, and the CUDA kernels as executed on the CPU."""
 
-    None when this processor lacks the instruction set.
-    """
-    program = tmp_path_factory.mktemp("kernels") / "patch_entropy_run"
-    flags = ["-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", "-fsanitize=address,undefined"]
-    flags += ["-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DMELIAD_CUDA_ON_CPU"]
-    sources = [ROOT / "tests" / "kernels" / "patch_entropy_run.cpp", ROOT / "kernels" / "cpu" / "patch_entropy.cpp"]
-    cuda_source = ["-x", "c++", ROOT / "kernels" / "cuda" / "patch_entropy.cu"]
-    subprocess.run([cxx, *flags, *map(str, sources), *map(str, cuda_source), "-o", str(program)], check=True)
+    path: Path
+    launcher: tuple[str, ...] = ()
 
-    def run(case: Case, implementation: str) -> Outputs | None:
-        images, depth, height, width = case.z.shape
-        sizes = struct.pack("=4q", images, depth, height * width, len(case.prototypes))
-        message = sizes + struct.pack("=2q6f", *asdict(case.parameters).values())
-        message += case.z.tobytes() + case.prototypes.tobytes() + case.direction.tobytes()
-        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
-        done = subprocess.run([program, implementation], input=message, capture_output=True, env=environment)
+    def __call__(self, case: Case, implementation: str, *, seed: int = 0) -> Outputs | None:
+        """Outputs for a case, None when this processor lacks the instruction set; fails on what a sanitizer finds."""
+        done = self.run(case, implementation, seed=seed)
         if done.returncode == 3:
             return None
         assert done.returncode == 0, done.stderr.decode()
+        images, _, height, width = case.z.shape
         score, evidence, nearest = np.split(
             np.frombuffer(done.stdout, np.uint8), [4 * images, 4 * images * (1 + height * width)]
         )
@@ -207,7 +198,43 @@ def sanitized(cxx: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
             nearest.copy().view(np.int64).reshape(images, 2, height, width),
         )
 
-    return run
+    def run(self, case: Case, implementation: str, *, seed: int = 0) -> subprocess.CompletedProcess[bytes]:
+        """The finished process; the seed orders blocks and threads of the CUDA kernels."""
+        images, depth, height, width = case.z.shape
+        sizes = struct.pack("=4q", images, depth, height * width, len(case.prototypes))
+        message = sizes + struct.pack("=2q6f", *asdict(case.parameters).values())
+        message += case.z.tobytes() + case.prototypes.tobytes() + case.direction.tobytes()
+        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "MELIAD_ON_CPU_SEED": str(seed)}
+        return subprocess.run(
+            [*self.launcher, self.path, implementation], input=message, capture_output=True, env=environment
+        )
+
+
+_CUDA_SOURCE = ROOT / "kernels" / "cuda" / "patch_entropy.cu"
+_RUN_SOURCES = (ROOT / "tests" / "kernels" / "patch_entropy_run.cpp", ROOT / "kernels" / "cpu" / "patch_entropy.cpp")
+
+
+@pytest.fixture(scope="session")
+def compile_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., KernelProgram]:
+    """Compiles patch_entropy_run.cpp, warnings being errors."""
+
+    def compile_program(
+        compiler: str, *flags: str, cuda_source: Path = _CUDA_SOURCE, launcher: tuple[str, ...] = ()
+    ) -> KernelProgram:
+        program = tmp_path_factory.mktemp("kernels") / "patch_entropy_run"
+        common = ["-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-DMELIAD_CUDA_ON_CPU"]
+        warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+        sources = [*map(str, _RUN_SOURCES), "-x", "c++", str(cuda_source)]
+        subprocess.run([compiler, *common, *warnings, *flags, *sources, "-o", str(program)], check=True)
+        return KernelProgram(program, launcher)
+
+    return compile_program
+
+
+@pytest.fixture(scope="session")
+def sanitized(cxx: str, compile_program: Callable[..., KernelProgram]) -> KernelProgram:
+    """Compiled with the address and undefined-behaviour sanitizers."""
+    return compile_program(cxx, "-O2", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 @dataclass(frozen=True)
