@@ -38,12 +38,15 @@ BUILD_FILES := pyproject.toml CMakeLists.txt $(shell find kernels -type f)
 
 $(VENV)/.demo: $(BIN)/python $(BUILD_FILES)
 	scripts/fetch_onnxruntime_headers.sh
+	scripts/fetch_tensorrt_headers.sh $(BIN)/python
 	$(BIN)/python -m pip install -e '.[demo]'
 	@$(BIN)/meliad-edge doctor | grep -A1 'scoring kernel'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[demo,dev]'
+	@! command -v nvcc >/dev/null || $(BIN)/python -m pip install --quiet --progress-bar off -e '.[tensorrt-test]' || \
+		echo "TensorRT's packages cannot be installed: tests that need them skip"
 	touch $@
 
 clean:

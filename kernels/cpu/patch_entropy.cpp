@@ -5,9 +5,9 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <stdexcept>
-#include <string>
 
+#include "../parameters.hpp"
+#include "patch_entropy_amx.hpp"
 #include "patch_entropy_tile.hpp"
 
 namespace meliad::cpu {
@@ -52,6 +52,8 @@ struct TileKernel {
 TileKernel tile_kernel(InstructionSet instruction_set) {
   switch (instruction_set) {
 #ifdef __x86_64__
+    case InstructionSet::kAmx:
+      return {amx::kCells, amx::kPrototypes, amx::score_tile};
     case InstructionSet::kAvx512:
       return {avx512::kCells, avx512::kPrototypes, avx512::score_tile};
     case InstructionSet::kAvx2:
@@ -74,19 +76,8 @@ float* thread_scratch(int64_t floats) {
 }
 
 PatchEntropyParameters checked(const PatchEntropyParameters& parameters, int64_t count) {
-  const auto refuse = [](const std::string& message) { throw std::invalid_argument("PatchEntropyScore: " + message); };
-  if (parameters.n_normal < 1 || parameters.n_normal >= count) {
-    refuse("n_normal is " + std::to_string(parameters.n_normal) + " of " + std::to_string(count) +
-           " prototypes; both classes need at least one");
-  }
-  if (parameters.top_cells < 1)
-    refuse("top_cells is " + std::to_string(parameters.top_cells) + "; it must be at least 1");
-  if (!(parameters.softness > 0 && std::isfinite(parameters.softness))) {
-    refuse("softness is " + std::to_string(parameters.softness) + "; it must be positive and finite");
-  }
-  if (!(parameters.kappa >= 0 && parameters.kappa < 1)) {
-    refuse("kappa is " + std::to_string(parameters.kappa) + "; it must lie in [0, 1)");
-  }
+  check_classes(parameters, count);
+  check_parameters(parameters);
   return parameters;
 }
 
@@ -114,7 +105,7 @@ InstructionSet best_instruction_set() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")) {
-    return InstructionSet::kAvx512;
+    return amx::available() ? InstructionSet::kAmx : InstructionSet::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::kAvx2;
 #endif
@@ -125,25 +116,46 @@ PatchEntropyScorer::PatchEntropyScorer(const PatchEntropyParameters& parameters,
                                        int64_t depth, InstructionSet instruction_set)
     : parameters_(checked(parameters, count)),
       depth_(depth),
-      instruction_set_(std::min(instruction_set, best_instruction_set())),
-      normal_(pack(prototypes, parameters.n_normal)),
-      anomaly_(pack(prototypes + parameters.n_normal * depth, count - parameters.n_normal)) {}
+      instruction_set_(std::min(instruction_set, best_instruction_set())) {
+  const float* const anomalies = prototypes + parameters.n_normal * depth;
+  const int64_t anomaly_count = count - parameters.n_normal;
+#ifdef __x86_64__
+  if (instruction_set_ == InstructionSet::kAmx &&
+      !(amx::pays(prototypes, parameters.n_normal, depth, parameters.softness) &&
+        amx::pays(anomalies, anomaly_count, depth, parameters.softness))) {
+    instruction_set_ = InstructionSet::kAvx512;
+  }
+#endif
+  normal_ = pack(prototypes, parameters.n_normal);
+  anomaly_ = pack(anomalies, anomaly_count);
+}
 
 PatchEntropyScorer::PackedPrototypes PatchEntropyScorer::pack(const float* prototypes, int64_t count) const {
   const int64_t width = tile_kernel(instruction_set_).prototypes;
   const int64_t padded = (count + width - 1) / width * width;
   PackedPrototypes packed;
-  packed.panels.assign(size_t(padded * depth_), 0.0f);
+  packed.count = count;
   packed.squared_norms.assign(size_t(padded), std::numeric_limits<float>::infinity());
   for (int64_t k = 0; k < count; ++k) {
-    float* panel = packed.panels.data() + k / width * width * depth_;
     double squared_norm = 0;
     for (int64_t i = 0; i < depth_; ++i) {
-      const float value = prototypes[k * depth_ + i];
-      panel[i * width + k % width] = value;
-      squared_norm += double(value) * value;
+      squared_norm += double(prototypes[k * depth_ + i]) * prototypes[k * depth_ + i];
     }
     packed.squared_norms[size_t(k)] = float(squared_norm);
+  }
+#ifdef __x86_64__
+  if (instruction_set_ == InstructionSet::kAmx) {
+    packed.rows.assign(prototypes, prototypes + count * depth_);
+    for (const float squared_norm : packed.squared_norms) packed.lengths.push_back(std::sqrt(squared_norm));
+    packed.coarse = amx::pack(prototypes, count, depth_);
+    packed.reach = amx::reach(count, parameters_.softness);
+    return packed;
+  }
+#endif
+  packed.panels.assign(size_t(padded * depth_), 0.0f);
+  for (int64_t k = 0; k < count; ++k) {
+    float* panel = packed.panels.data() + k / width * width * depth_;
+    for (int64_t i = 0; i < depth_; ++i) panel[i * width + k % width] = prototypes[k * depth_ + i];
   }
   return packed;
 }
@@ -153,13 +165,28 @@ int64_t PatchEntropyScorer::tiles_per_image(const PatchEntropyBatch& batch) cons
   return (batch.cells + cells - 1) / cells;
 }
 
+int64_t PatchEntropyScorer::scratch_size() const {
+#ifdef __x86_64__
+  if (instruction_set_ == InstructionSet::kAmx) return amx::scratch_size(depth_);
+#endif
+  return depth_ * tile_kernel(instruction_set_).cells;
+}
+
 void PatchEntropyScorer::score_tile(const PatchEntropyBatch& batch, int64_t tile) const {
   const TileKernel kernel = tile_kernel(instruction_set_);
   const int64_t image = tile / tiles_per_image(batch);
   const int64_t first = tile % tiles_per_image(batch) * kernel.cells;
   const auto packed_class = [&](const PackedPrototypes& side) {
-    return PackedClass{side.panels.data(), side.squared_norms.data(),
-                       int64_t(side.squared_norms.size()) / kernel.prototypes};
+    PackedClass packed;
+    packed.squared_norms = side.squared_norms.data();
+    packed.panels = side.panels.data();
+    packed.panel_count = int64_t(side.squared_norms.size()) / kernel.prototypes;
+    packed.rows = side.rows.data();
+    packed.lengths = side.lengths.data();
+    packed.coarse = side.coarse.data();
+    packed.count = side.count;
+    packed.reach = side.reach;
+    return packed;
   };
   const PackedClass normal = packed_class(normal_), anomaly = packed_class(anomaly_);
   TileInput input;
@@ -171,7 +198,7 @@ void PatchEntropyScorer::score_tile(const PatchEntropyBatch& batch, int64_t tile
   input.normal = &normal;
   input.anomaly = &anomaly;
   input.log2e_over_softness = float(1 / (std::log(2.0) * parameters_.softness));
-  input.scratch = thread_scratch(depth_ * kernel.cells);
+  input.scratch = thread_scratch(scratch_size());
 
   alignas(64) TileSummary summary;
   kernel.score_tile(input, summary);

@@ -8,7 +8,7 @@
 
 namespace meliad::cpu {
 
-enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAmx };
 
 // The best instruction set that this processor and this build have; kBaseline is SSE2 on x86-64 and NEON on aarch64.
 InstructionSet best_instruction_set();
@@ -19,11 +19,13 @@ InstructionSet best_instruction_set();
 // depend on the number of threads, on the order, or on what else is in the batch.
 class PatchEntropyScorer {
  public:
-  // prototypes is [count, depth] and is copied. Throws std::invalid_argument when the parameters do not fit it.
+  // prototypes is [count, depth] and is copied. Throws std::invalid_argument when the parameters do not fit it. kAmx
+  // becomes kAvx512 for prototypes and a softness that it would be slower with.
   PatchEntropyScorer(const PatchEntropyParameters& parameters, const float* prototypes, int64_t count, int64_t depth,
                      InstructionSet instruction_set = best_instruction_set());
 
   int64_t depth() const { return depth_; }
+  InstructionSet instruction_set() const { return instruction_set_; }
   int64_t tile_count(const PatchEntropyBatch& batch) const { return batch.images * tiles_per_image(batch); }
 
   // Writes map and nearest of one tile of cells. Throws std::bad_alloc.
@@ -34,11 +36,15 @@ class PatchEntropyScorer {
 
  private:
   struct PackedPrototypes {
-    std::vector<float> panels, squared_norms;
+    std::vector<float> squared_norms, panels, rows, lengths;
+    std::vector<uint16_t> coarse;
+    int64_t count;
+    float reach;
   };
 
   PackedPrototypes pack(const float* prototypes, int64_t count) const;
   int64_t tiles_per_image(const PatchEntropyBatch& batch) const;
+  int64_t scratch_size() const;
 
   PatchEntropyParameters parameters_;
   int64_t depth_;

@@ -5,12 +5,18 @@
 
 namespace meliad::cpu {
 
-// Prototypes of one class in panels [panel][depth][kPrototypes]; the last panel is padded with prototypes at
-// infinite distance, which no minimum picks and which add nothing to a soft minimum.
+// Prototypes of one class. For vectors they lie in panels [panel][depth][kPrototypes]; the last panel is padded with
+// prototypes at infinite distance, which no minimum picks and which add nothing to a soft minimum.
 struct PackedClass {
+  const float* squared_norms;  // of every prototype, also of the padding
   const float* panels;
-  const float* squared_norms;  // [panels][kPrototypes]
   int64_t panel_count;
+  // For matrix tiles, see patch_entropy_amx.hpp.
+  const float* rows;  // [count][depth]
+  const float* lengths;
+  const uint16_t* coarse;
+  int64_t count;
+  float reach;
 };
 
 constexpr int kMaxCells = 32;  // cells of the largest tile

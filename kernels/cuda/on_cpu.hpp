@@ -288,6 +288,7 @@ inline void __syncthreads() {
 }
 
 using std::isnan;
+using std::max;
 using std::min;
 
 inline int atomicAdd(int* target, int value) { return __atomic_fetch_add(target, value, __ATOMIC_RELAXED); }

@@ -1,16 +1,29 @@
 // The one symbol of libmeliad_ort.so: ONNX Runtime calls it when the library is registered with a session.
-#include "patch_entropy_op.hpp"
+#include "cpu_kernel.hpp"
+#ifdef MELIAD_WITH_CUDA
+#include "cuda_kernel.hpp"
+#endif
 
 namespace {
+
+using namespace meliad::onnxruntime;
 
 // The kernel takes its threads from KernelContext_ParallelFor, which is as old as this.
 constexpr uint32_t kOldestApiVersion = 17;
 
 // Sessions keep pointers into this for as long as they live.
 struct Library {
-  explicit Library(uint32_t api_version) : patch_entropy(api_version), domain("meliad") { domain.Add(&patch_entropy); }
+  explicit Library(uint32_t api_version) : on_cpu(api_version), domain("meliad") {
+    domain.Add(&on_cpu);
+#ifdef MELIAD_WITH_CUDA
+    domain.Add(&on_cuda);
+#endif
+  }
 
-  meliad::onnxruntime::PatchEntropyOp patch_entropy;
+  PatchEntropyOp<CpuKernel> on_cpu;
+#ifdef MELIAD_WITH_CUDA
+  PatchEntropyOp<CudaKernel> on_cuda{on_cpu.version};
+#endif
   Ort::CustomOpDomain domain;
 };
 
@@ -23,7 +36,7 @@ RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* host) noexcept {
     const OrtApi* api = host->GetApi(version);
     if (api == nullptr) continue;
     Ort::InitApi(api);
-    return meliad::onnxruntime::as_status([&] {
+    return as_status([&] {
       static Library library(version);
       Ort::UnownedSessionOptions(options).Add(library.domain);
     });

@@ -211,7 +211,7 @@ class KernelProgram:
 
 
 _CUDA_SOURCE = ROOT / "kernels" / "cuda" / "patch_entropy.cu"
-_RUN_SOURCES = (ROOT / "tests" / "kernels" / "patch_entropy_run.cpp", ROOT / "kernels" / "cpu" / "patch_entropy.cpp")
+_RUN_SOURCES = (ROOT / "tests" / "kernels" / "patch_entropy_run.cpp", *(ROOT / "kernels" / "cpu").glob("*.cpp"))
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,8 @@ def test_without_a_compiler_nothing_is_built_and_it_says_so(tmp_path: Path) -> N
 
 
 def test_without_headers_nothing_is_built_and_it_says_so(cxx: str, tmp_path: Path) -> None:
-    output, installed = configure_and_install(tmp_path, f"-DONNXRUNTIME_INCLUDE_DIR={tmp_path / 'none'}")
+    headers = f"-DONNXRUNTIME_INCLUDE_DIR={tmp_path / 'none'}"
+    output, installed = configure_and_install(tmp_path, headers, "-DMELIAD_CUDA=OFF")
     assert "no ONNX Runtime headers, so the scoring kernel is skipped" in output
     assert "fetch_onnxruntime_headers.sh" in output
     assert installed == []
@@ -49,24 +50,41 @@ def test_without_headers_nothing_is_built_and_it_says_so(cxx: str, tmp_path: Pat
 def test_headers_that_are_too_old_are_named(cxx: str, tmp_path: Path) -> None:
     (tmp_path / "onnxruntime_cxx_api.h").touch()
     (tmp_path / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 12\n")
-    output, installed = configure_and_install(tmp_path, f"-DONNXRUNTIME_INCLUDE_DIR={tmp_path}")
+    output, installed = configure_and_install(tmp_path, f"-DONNXRUNTIME_INCLUDE_DIR={tmp_path}", "-DMELIAD_CUDA=OFF")
     assert "ONNX Runtime 1.12, 1.17 is needed" in output
     assert installed == []
 
 
-def test_with_both_the_library_is_built_without_warnings_and_exports_one_function(cxx: str, tmp_path: Path) -> None:
+def test_tensorrt_headers_that_are_too_old_are_named(cxx: str, tmp_path: Path) -> None:
+    (tmp_path / "NvInferVersion.h").write_text("#define NV_TENSORRT_MAJOR 8 //!< TensorRT major version.\n")
+    headers = (f"-DONNXRUNTIME_INCLUDE_DIR={tmp_path / 'none'}", f"-DTENSORRT_INCLUDE_DIR={tmp_path}")
+    output, installed = configure_and_install(tmp_path, *headers, "-DCMAKE_CUDA_ARCHITECTURES=87-virtual")
+    if "CUDA toolkit: not found" in output:
+        pytest.skip("no CUDA compiler, so TensorRT's headers do not matter")
+    assert "TensorRT 8, 10 is needed, so the TensorRT plugin is skipped" in output
+    assert installed == []
+
+
+def test_with_everything_the_libraries_are_built_without_warnings_and_export_what_they_should(
+    cxx: str, tmp_path: Path
+) -> None:
     output, installed = configure_and_install(tmp_path, "-DMELIAD_WARNINGS_AS_ERRORS=ON")
     if "no ONNX Runtime headers" in output:
         pytest.skip("no ONNX Runtime headers; scripts/fetch_onnxruntime_headers.sh gets them")
     assert "ONNX Runtime headers: 1." in output
-    assert installed == ["meliad_edge/_kernels/libmeliad_ort.so"]
-    symbols = subprocess.run(
-        ["nm", "--dynamic", "--defined-only", tmp_path / "installed" / installed[0]],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert [line.split()[-1] for line in symbols.splitlines() if " T " in line] == ["RegisterCustomOps"]
+    exported = {"libmeliad_ort.so": ["RegisterCustomOps"], "libmeliad_trt.so": ["getCreators", "setLoggerFinder"]}
+    built = [name for name in exported if f"{name}: will be built" in output]
+    if "CUDA toolkit: not found" not in output and "TensorRT headers: not found" not in output:
+        assert built == list(exported)
+    assert installed == [f"meliad_edge/_kernels/{name}" for name in built]
+    for name, path in zip(built, installed, strict=True):
+        symbols = subprocess.run(
+            ["nm", "--dynamic", "--defined-only", tmp_path / "installed" / path],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert [line.split()[-1] for line in symbols.splitlines() if " T " in line] == exported[name]
 
 
 def test_wheel_has_the_whole_package_and_no_generic_names(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Screening in bfloat16 on matrix tiles: nothing that matters is left out, and it is chosen where it pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.fixture(scope="session")
+def amx(sanitized: Any, make_case: Any) -> Any:
+    """Outputs on matrix tiles; fails where another instruction set was chosen."""
+    if sanitized.run(make_case(), "amx").returncode == 3:
+        pytest.skip("this processor has no matrix tiles, or the system does not lend them")
+
+    def run(case: Any) -> Any:
+        assert sanitized.run(case, "amx").stderr == b"amx"
+        return sanitized(case, "amx")
+
+    return run
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_agrees_with_the_definition_where_prototypes_crowd(
+    data: st.DataObject, make_case: Any, amx: Any, precision: Any
+) -> None:
+    """Prototypes in clusters and cells near them: many distances that differ by less than bfloat16 can tell."""
+    prototypes = data.draw(st.sampled_from([70, 300, 640]), "prototypes")
+    case = make_case(
+        data.draw(st.integers(0, 2**32 - 1), "seed"),
+        images=1,
+        depth=data.draw(st.sampled_from([16, 33, 100, 432]), "depth"),
+        height=data.draw(st.integers(1, 12), "height"),
+        prototypes=prototypes,
+        n_normal=prototypes * 4 // 5,
+        softness=data.draw(st.sampled_from([1e-4, 1e-3, 1e-2]), "softness"),
+        top_cells=1,
+    )
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), "clusters"))
+    spread = data.draw(st.sampled_from([1e-3, 1e-2, 0.1]), "spread")
+    centres = random.normal(size=(prototypes // 3, case.prototypes.shape[1]))
+    crowded = centres[np.arange(prototypes) % len(centres)] + spread * case.prototypes
+    cells = centres[random.integers(0, len(centres), case.z[0, 0].size)] + spread * random.normal(
+        size=(case.z[0, 0].size, centres.shape[1])
+    )
+    case = case.but(prototypes=crowded.astype(np.float32), z=cells.T.reshape(case.z.shape).astype(np.float32))
+    precision.check(amx(case), case)
+
+
+def test_more_candidates_than_are_kept(make_case: Any, amx: Any, precision: Any) -> None:
+    case = make_case(images=1, depth=40, prototypes=3000, n_normal=2800, softness=1e-3, height=2, width=20)
+    prototypes = case.prototypes.copy()
+    prototypes[1000:1150] = prototypes[1000] + 1e-5 * prototypes[1000:1150]
+    z = case.z.copy()
+    z[0, :, 0, :5] = prototypes[1000, :, None]
+    case = case.but(prototypes=prototypes, z=z)
+    precision.check(amx(case), case)
+
+
+def test_lowest_index_wins_a_tie(make_case: Any, amx: Any) -> None:
+    case = make_case(depth=64, prototypes=600, n_normal=400, softness=1e-3)
+    repeated = np.concatenate([np.tile(case.prototypes[:200], (2, 1)), np.tile(case.prototypes[400:500], (2, 1))])
+    nearest = amx(case.but(prototypes=repeated)).nearest
+    assert (nearest[:, 0] < 200).all()
+    assert ((nearest[:, 1] >= 400) & (nearest[:, 1] < 500)).all()
+
+
+def test_a_cell_that_cannot_be_scored_changes_no_other(make_case: Any, amx: Any) -> None:
+    case = make_case(depth=64, height=6, width=8, prototypes=300, n_normal=200, softness=1e-3)
+    clean = amx(case)
+    z = case.z.copy()
+    z[1, 20, 2, 3], z[1, 21, 4, 1], z[1, 0, 0, 0] = np.nan, np.inf, 1e30
+    outputs = amx(case.but(z=z))
+    broken = np.isnan(outputs.map)
+    assert np.argwhere(broken).tolist() == [[1, 0, 0], [1, 2, 3], [1, 4, 1]]
+    np.testing.assert_array_equal(outputs.map[~broken], clean.map[~broken])
+    assert outputs.score[0] == clean.score[0]
+    assert np.isnan(outputs.score[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"softness": 2.0}, {"prototypes": "nan"}, {"prototypes": "huge"}],
+    ids=["all prototypes matter", "not finite", "norms overflow"],
+)
+def test_vectors_are_chosen_where_screening_would_not_pay(
+    change: dict[str, Any], make_case: Any, amx: Any, sanitized: Any
+) -> None:
+    case = make_case(depth=64, prototypes=300, n_normal=200, softness=change.get("softness", 1e-3))
+    prototypes = case.prototypes.copy()
+    if change.get("prototypes") == "nan":
+        prototypes[7, 3] = np.nan
+    if change.get("prototypes") == "huge":
+        prototypes[7, 3] = 1e25
+    assert sanitized.run(case.but(prototypes=prototypes), "amx").stderr == b"avx512"
