@@ -80,7 +80,7 @@ def evaluate(run: Run, *, interpretability: bool = False) -> Evaluation:
         msg = f"the test set has {len(test) - anomalies} normal and {anomalies} anomalous images; it needs both"
         raise DataError(msg)
     loaded = load_frames(test, run.network.input_hw, "reading test images")
-    raw = infer_all(TorchEngine(run.network, run.config.feature_cache), loaded.frames, "scoring")
+    raw = infer_all(TorchEngine(run.network, run.config.feature_cache, use_kernel=True), loaded.frames, "scoring")
     is_anomaly = np.array([sample.is_anomaly for sample in loaded.samples])
     masks, mask_errors = _read_masks(loaded.samples, run.network.input_hw)
     alarms = raw.score >= run.calibration.threshold

@@ -120,7 +120,7 @@ def _left_out_auroc(
     aurocs = []
     for seen, left_out in (halves, halves[::-1]):
         fitted = detector.fit(TrainingImages(fitted_on, seen), features, seed=config.seed)
-        engine = TorchEngine(fitted.network, config.feature_cache)
+        engine = TorchEngine(fitted.network, config.feature_cache, use_kernel=True)
         scores = infer_all(engine, np.concatenate([scored, left_out]), description).score
         is_anomaly = np.arange(len(scores)) >= len(scored)
         aurocs.append(image_metrics(scores, is_anomaly, resamples=1).image_auroc)

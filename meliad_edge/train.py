@@ -66,7 +66,9 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
         for error in loaded.errors:
             report("skipped", error)
     fitted = detector.fit(TrainingImages(normal.frames, shots.frames), features, seed=config.seed)
-    scores = infer_all(TorchEngine(fitted.network, config.feature_cache), held_out.frames, "calibrating").score
+    scores = infer_all(
+        TorchEngine(fitted.network, config.feature_cache, use_kernel=True), held_out.frames, "calibrating"
+    ).score
     calibration = calibrate(
         scores,
         target_false_alarm_rate=config.false_alarm_rate,

@@ -22,7 +22,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def site_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the path with an installed meliad-edge that has a library."""
     site = tmp_path / "site-packages"
-    library = site / "meliad_edge" / "_kernels" / kernel_library.LIBRARY_NAME
+    library = site / "meliad_edge" / "_kernels" / "libmeliad_ort.so"
     library.parent.mkdir(parents=True)
     library.touch()
     information = site / "meliad_edge-0.1.0.dist-info"
@@ -34,7 +34,7 @@ def site_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_library_beside_the_package_is_first(checkout: Path, site_packages: Path) -> None:
-    library = checkout / "_kernels" / kernel_library.LIBRARY_NAME
+    library = checkout / "_kernels" / "libmeliad_ort.so"
     library.parent.mkdir(parents=True)
     library.touch()
     assert kernel_library.find_kernel_library() == library
@@ -52,3 +52,11 @@ def test_a_library_that_was_deleted_is_not_found(checkout: Path, site_packages: 
 def test_off_means_off(checkout: Path, site_packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MELIAD_EDGE_KERNEL", "off")
     assert kernel_library.find_kernel_library() is None
+
+
+def test_every_host_has_its_library(checkout: Path) -> None:
+    for host, name in kernel_library.LIBRARY_NAMES.items():
+        library = checkout / "_kernels" / name
+        library.parent.mkdir(parents=True, exist_ok=True)
+        library.touch()
+        assert kernel_library.find_kernel_library(host) == library

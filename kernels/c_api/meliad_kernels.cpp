@@ -1,0 +1,108 @@
+#include "meliad_kernels.h"
+
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include "../cpu/patch_entropy.hpp"
+#include "../parameters.hpp"
+#ifdef MELIAD_WITH_CUDA
+#include "../cuda/patch_entropy.hpp"
+#endif
+
+#define MELIAD_EXPORT extern "C" __attribute__((visibility("default")))
+
+struct meliad_scorer {
+  meliad::cpu::PatchEntropyScorer scorer;
+};
+
+namespace {
+
+using meliad::PatchEntropyBatch;
+using meliad::PatchEntropyBatchOf;
+using meliad::PatchEntropyParameters;
+
+thread_local std::string last_error;
+
+// Runs a piece of work; what it throws is remembered, and the result is what the caller takes for a failure.
+template <typename Result, typename Work>
+Result guarded(Result failure, Work&& work) noexcept {
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "PatchEntropyScore: unknown error";
+  }
+  return failure;
+}
+
+PatchEntropyParameters from_c(const meliad_parameters& parameters) {
+  return {parameters.n_normal,      parameters.top_cells, parameters.softness, parameters.normal_scale,
+          parameters.anomaly_scale, parameters.bias,      parameters.kappa,    parameters.offset};
+}
+
+template <typename Element>
+PatchEntropyBatchOf<Element> from_c(const meliad_batch& batch) {
+  return {batch.images,    batch.depth, batch.cells, static_cast<const Element*>(batch.z),
+          batch.direction, batch.score, batch.map,   batch.nearest};
+}
+
+PatchEntropyBatch fitting(const meliad_scorer& scorer, const meliad_batch& batch) {
+  if (batch.images < 0 || batch.cells < 1 || batch.depth != scorer.scorer.depth()) {
+    meliad::refuse("z has shape [" + std::to_string(batch.images) + ", " + std::to_string(batch.depth) + ", " +
+                   std::to_string(batch.cells) + "], expected [N, " + std::to_string(scorer.scorer.depth()) +
+                   ", cells]");
+  }
+  return from_c<float>(batch);
+}
+
+}  // namespace
+
+MELIAD_EXPORT const char* meliad_last_error(void) { return last_error.c_str(); }
+
+MELIAD_EXPORT meliad_scorer* meliad_scorer_create(const meliad_parameters* parameters, const float* prototypes,
+                                                  int64_t count, int64_t depth) {
+  return guarded<meliad_scorer*>(nullptr,
+                                 [&] { return new meliad_scorer{{from_c(*parameters), prototypes, count, depth}}; });
+}
+
+MELIAD_EXPORT void meliad_scorer_destroy(meliad_scorer* scorer) { delete scorer; }
+
+MELIAD_EXPORT int64_t meliad_scorer_tile_count(const meliad_scorer* scorer, const meliad_batch* batch) {
+  return scorer->scorer.tile_count(from_c<float>(*batch));
+}
+
+MELIAD_EXPORT int meliad_scorer_score_tiles(const meliad_scorer* scorer, const meliad_batch* batch, int64_t first,
+                                            int64_t end) {
+  return guarded(-1, [&] {
+    const PatchEntropyBatch checked = fitting(*scorer, *batch);
+    for (int64_t tile = first; tile < end; ++tile) scorer->scorer.score_tile(checked, tile);
+    return 0;
+  });
+}
+
+MELIAD_EXPORT int meliad_scorer_score_images(const meliad_scorer* scorer, const meliad_batch* batch) {
+  return guarded(-1, [&] {
+    scorer->scorer.score_images(fitting(*scorer, *batch));
+    return 0;
+  });
+}
+
+#ifdef MELIAD_WITH_CUDA
+
+MELIAD_EXPORT size_t meliad_cuda_workspace_bytes(int64_t images, int64_t cells) {
+  return meliad::cuda::workspace_bytes(images, cells);
+}
+
+MELIAD_EXPORT int meliad_cuda_score_patches(const meliad_parameters* parameters, const void* prototypes, int64_t count,
+                                            int half, const meliad_batch* batch, void* workspace, void* stream) {
+  const auto score = [&](auto element) {
+    using Element = decltype(element);
+    return meliad::cuda::score_patches(from_c(*parameters), static_cast<const Element*>(prototypes), count,
+                                       from_c<Element>(*batch), workspace, static_cast<cudaStream_t>(stream));
+  };
+  return half ? score(meliad::cuda::Half{}) : score(float{});
+}
+
+#endif
