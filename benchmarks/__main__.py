@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table as Markdown.")]
+PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the result (PNG, SVG or PDF).")]
 Sets = Annotated[str, typer.Option(help="elpv, magnetic_tile, cookies, or data sets as fit takes them.")]
 Settings = Annotated[str, typer.Option(help="Numbers of labelled anomalies, and hard: all of one class.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds.", show_default=False)]
@@ -46,6 +47,26 @@ def limit(json: JsonFile = None, rounds: Annotated[int, typer.Option(min=1, help
     from meliad_edge.benchmarks import limit as benchmark
 
     _finish(benchmark.run(rounds), benchmark.describe, json)
+
+
+@app.command()
+def kernel(
+    json: JsonFile = None,
+    plot: PlotFile = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 5 runs.")] = 15,
+) -> None:
+    """The scoring kernel over the function body and a bare matrix product, in one run."""
+    require_extra("torch", "train")
+    require_extra("onnx", "export")
+    if plot is not None:
+        require_extra("matplotlib", "plot")
+    from meliad_edge.benchmarks import kernel as benchmark
+
+    result = benchmark.run(rounds)
+    _finish(result, benchmark.describe, json)
+    if plot is not None:
+        benchmark.plot(result, plot)
+        say("saved", str(plot))
 
 
 @app.command()

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
 import pytest
 
-from meliad_edge.benchmarks import limit
+from meliad_edge.benchmarks import kernel, limit
 from meliad_edge.benchmarks.environment import describe_environment
+from meliad_edge.errors import UsageError
+from meliad_edge.runtime.kernel_library import find_kernel_library
 
 
 def test_limit_compares_with_the_bare_backbone() -> None:
@@ -20,3 +25,27 @@ def test_environment_says_where_a_figure_comes_from() -> None:
     assert environment["cores"] >= 1
     assert environment["packages"]["onnxruntime"]
     assert environment["date"].endswith("Z")
+
+
+def test_kernel_is_compared_with_what_it_replaces(tmp_path: Path) -> None:
+    if find_kernel_library() is None:
+        pytest.skip("no libmeliad_ort.so: installing it needs a C++ compiler and ONNX Runtime headers")
+    result = kernel.run(rounds=1, patches=(64, 256))
+    assert [size["patches"] for size in result["sizes"]] == [64, 256]
+    for size in result["sizes"]:
+        assert size["speedup"] == pytest.approx(size["body_ms"] / size["kernel_ms"])
+        assert size["over_product"] == pytest.approx(size["kernel_ms"] / size["product_ms"])
+    memory = result["peak_memory"]
+    # The kernel never holds the distances of all patches to all prototypes; the function body does.
+    assert memory["kernel_mb"] < memory["matrix_mb"]
+    assert {"shape", "linear", "share", "memory"} <= {topic for topic, _ in kernel.describe(result)}
+    kernel.plot(result, tmp_path / "kernel.png")
+    image = cv2.imread(str(tmp_path / "kernel.png"))
+    assert image is not None
+    assert image.shape[0] > 300
+
+
+def test_without_a_kernel_there_is_nothing_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MELIAD_EDGE_KERNEL", "off")
+    with pytest.raises(UsageError, match="meliad-edge doctor says how to build it"):
+        kernel.run(rounds=1)
