@@ -70,6 +70,17 @@ def kernel(
 
 
 @app.command()
+def roofline(markdown: MarkdownFile = None) -> None:
+    """What the CUDA kernels could reach on devices we do not have; needs nvcc, not a GPU."""
+    from meliad_edge.benchmarks import roofline as benchmark
+
+    page = benchmark.to_markdown(benchmark.compiler_report())
+    typer.echo(page, nl=False)
+    if markdown is not None:
+        _save(page, markdown)
+
+
+@app.command()
 def accuracy(
     json: JsonFile = None,
     markdown: MarkdownFile = None,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/patch_entropy.hpp"
+#include "cuda/preprocess.hpp"
 #include "reference/patch_entropy.hpp"
 
 namespace {
@@ -174,29 +175,51 @@ Peaks peaks_of(const cudaDeviceProp& device) {
   return {2e3 * memory_khz * device.memoryBusWidth / 8, clock * single_per_clock, clock * half_per_clock};
 }
 
-template <typename Element>
-void time(const Shape& shape, const char* precision, const Peaks& peaks, std::mt19937& random) {
+// Mean microseconds of 200 enqueued runs.
+template <typename Enqueue>
+double time_us(Enqueue&& enqueue) {
   constexpr int kRuns = 200;
-  Problem<Element> problem(shape, random);
-  for (int i = 0; i < 20; ++i) problem.enqueue();
+  for (int i = 0; i < 20; ++i) enqueue();
   cudaEvent_t begin, end;
   require_success(cudaEventCreate(&begin), "event");
   require_success(cudaEventCreate(&end), "event");
   require_success(cudaEventRecord(begin), "event");
-  for (int i = 0; i < kRuns; ++i) problem.enqueue();
+  for (int i = 0; i < kRuns; ++i) enqueue();
   require_success(cudaEventRecord(end), "event");
   require_success(cudaEventSynchronize(end), "event");
   float ms = 0;
   require_success(cudaEventElapsedTime(&ms, begin, end), "event");
-  const double us = 1e3 * ms / kRuns;
+  return 1e3 * ms / kRuns;
+}
+
+void print_time(const std::string& what, const char* precision, double us, double arithmetic_us, double memory_us) {
+  std::printf("| %s | %s | %.1f | %.2f | %.2f | %.0f %% |\n", what.c_str(), precision, us, arithmetic_us, memory_us,
+              100 * std::max(arithmetic_us, memory_us) / us);
+}
+
+template <typename Element>
+void time_scoring(const Shape& shape, const char* precision, const Peaks& peaks, std::mt19937& random) {
+  Problem<Element> problem(shape, random);
+  const double us = time_us([&] { problem.enqueue(); });
   const double flop = 2.0 * double(shape.images * shape.cells * shape.prototypes * shape.depth);
   const double bytes = double(sizeof(Element)) * double(shape.depth * (shape.images * shape.cells + shape.prototypes)) +
                        20.0 * double(shape.images * shape.cells);
-  const double arithmetic_us = 1e6 * flop / (sizeof(Element) == 2 ? peaks.half_flops : peaks.single_flops);
-  const double memory_us = 1e6 * bytes / peaks.bytes_per_s;
-  const double bound = std::max(arithmetic_us, memory_us);
-  std::printf("| %s | %s | %.1f | %.2f | %.2f | %.0f %% |\n", to_text(shape).c_str(), precision, us, arithmetic_us,
-              memory_us, 100 * bound / us);
+  print_time(to_text(shape), precision, us, 1e6 * flop / (sizeof(Element) == 2 ? peaks.half_flops : peaks.single_flops),
+             1e6 * bytes / peaks.bytes_per_s);
+}
+
+void time_preprocessing(int32_t height, int32_t width, const Peaks& peaks) {
+  const int64_t read = int64_t{3} * height * width, written = 3 * 256 * 256;
+  const DeviceArray<uint8_t> pixels(std::vector<uint8_t>(size_t(read), 100));
+  const DeviceArray<uint8_t> image{size_t(written)};
+  const meliad::cuda::ResizePlan plan = meliad::cuda::plan_resize({height, width}, {256, 256});
+  const double us = time_us([&] {
+    require_success(meliad::cuda::preprocess(plan, {pixels.data(), 3 * width, meliad::cuda::ChannelOrder::kBgr},
+                                             image.data(), nullptr),
+                    "preprocess");
+  });
+  print_time("frame of " + std::to_string(width) + " x " + std::to_string(height) + " to 256 x 256", "uint8", us, 0,
+             1e6 * double(read + written) / peaks.bytes_per_s);
 }
 
 #endif
@@ -238,14 +261,16 @@ int main() {
       "\n## Time\n\nMean of 200 runs enqueued one after the other; limits from %.0f GB/s, %.2f TFLOP/s in FP32, %.1f "
       "on "
       "tensor cores.\n\n"
-      "| shape | precision | microseconds | arithmetic needs | memory needs | of the limit "
+      "| work | precision | microseconds | arithmetic needs | memory needs | of the limit "
       "|\n|---|---|---|---|---|---|\n",
       peaks.bytes_per_s / 1e9, peaks.single_flops / 1e12, peaks.half_flops / 1e12);
   for (const int64_t cells : {256, 1024, 4096}) {
-    time<float>({1, 432, cells, 640, 512}, "FP32", peaks, random);
-    time<meliad::cuda::Half>({1, 432, cells, 640, 512}, "FP16", peaks, random);
+    time_scoring<float>({1, 432, cells, 640, 512}, "FP32", peaks, random);
+    time_scoring<meliad::cuda::Half>({1, 432, cells, 640, 512}, "FP16", peaks, random);
   }
-  time<meliad::cuda::Half>({32, 432, 256, 640, 512}, "FP16", peaks, random);
+  time_scoring<meliad::cuda::Half>({32, 432, 256, 640, 512}, "FP16", peaks, random);
+  time_preprocessing(720, 1280, peaks);
+  time_preprocessing(1080, 1920, peaks);
 #endif
   return right ? 0 : 1;
 }

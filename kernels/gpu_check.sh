@@ -16,7 +16,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 echo "building for the device of this machine"
-sources=(kernels/gpu_check.cu kernels/cuda/patch_entropy.cu)
+sources=(kernels/gpu_check.cu kernels/cuda/patch_entropy.cu kernels/cuda/preprocess.cu)
 "$nvcc" -std=c++17 -O3 -arch=native -lineinfo "${sources[@]}" -o "$work/gpu_check" 2>"$work/nvcc.log" ||
   # Without a device nvcc cannot know its architecture, and the program says that there is none.
   "$nvcc" -std=c++17 -O3 -arch=sm_87 "${sources[@]}" -o "$work/gpu_check"

@@ -8,6 +8,7 @@
 #include "../parameters.hpp"
 #ifdef MELIAD_WITH_CUDA
 #include "../cuda/patch_entropy.hpp"
+#include "../cuda/preprocess.hpp"
 #endif
 
 #define MELIAD_EXPORT extern "C" __attribute__((visibility("default")))
@@ -103,6 +104,34 @@ MELIAD_EXPORT int meliad_cuda_score_patches(const meliad_parameters* parameters,
                                        from_c<Element>(*batch), workspace, static_cast<cudaStream_t>(stream));
   };
   return half ? score(meliad::cuda::Half{}) : score(float{});
+}
+
+namespace {
+
+meliad::cuda::ResizePlan plan_of(const meliad_frame& frame) {
+  return meliad::cuda::plan_resize({frame.height, frame.width}, {frame.model_height, frame.model_width});
+}
+
+meliad::cuda::Frame from_c(const meliad_frame& frame) {
+  using meliad::cuda::ChannelOrder;
+  return {frame.pixels, frame.pitch, frame.is_bgr ? ChannelOrder::kBgr : ChannelOrder::kRgb};
+}
+
+}  // namespace
+
+MELIAD_EXPORT int meliad_cuda_preprocess_bytes(const meliad_frame* frame, uint8_t* image, void* stream) {
+  return meliad::cuda::preprocess(plan_of(*frame), from_c(*frame), image, static_cast<cudaStream_t>(stream));
+}
+
+MELIAD_EXPORT int meliad_cuda_preprocess_planes(const meliad_frame* frame, const float mean[3],
+                                                const float deviation[3], int half, void* image, void* stream) {
+  const meliad::cuda::Normalisation normalisation{{mean[0], mean[1], mean[2]},
+                                                  {deviation[0], deviation[1], deviation[2]}};
+  const auto preprocess = [&](auto element) {
+    return meliad::cuda::preprocess(plan_of(*frame), from_c(*frame), normalisation,
+                                    static_cast<decltype(element)*>(image), static_cast<cudaStream_t>(stream));
+  };
+  return half ? preprocess(meliad::cuda::Half{}) : preprocess(float{});
 }
 
 #endif

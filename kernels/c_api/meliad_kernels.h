@@ -48,6 +48,21 @@ size_t meliad_cuda_workspace_bytes(int64_t images, int64_t cells);
 int meliad_cuda_score_patches(const meliad_parameters* parameters, const void* prototypes, int64_t count, int half,
                               const meliad_batch* batch, void* workspace, void* stream);
 
+/* A camera frame in device memory, 8 bits a channel, and the size it is resized to. */
+typedef struct {
+  const uint8_t* pixels;
+  int64_t pitch; /* bytes from row to row */
+  int32_t height, width;
+  int32_t is_bgr;
+  int32_t model_height, model_width;
+} meliad_frame;
+
+/* The resize of the package on a CUDA device: bytes [height, width, 3] in the order red, green, blue, or normalised
+   planes [3, height, width] of float or, when half is not 0, half. mean and deviation are on the host. */
+int meliad_cuda_preprocess_bytes(const meliad_frame* frame, uint8_t* image, void* stream);
+int meliad_cuda_preprocess_planes(const meliad_frame* frame, const float mean[3], const float deviation[3], int half,
+                                  void* image, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

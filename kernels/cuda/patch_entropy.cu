@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, 4) summarise(Problem<Element> proble
   const int64_t first_tile = all_tiles * blockIdx.y / kSplits, end_tile = all_tiles * (blockIdx.y + 1) / kSplits;
 
   ClassSummary normal = {INFINITY, 0, 0}, anomaly = normal;
-  float along = 0;
+  float cell_norm = 0, along = 0;  // over a share of the channels
   for (int64_t tile = first_tile; tile < end_tile; ++tile) {
     const Class side = tile < normal_tiles ? kNormal : kAnomaly;
     const Element* prototypes = problem.prototypes + (side == kNormal ? 0 : problem.count[kNormal] * depth);
@@ -196,8 +196,7 @@ __global__ void __launch_bounds__(kThreads, 4) summarise(Problem<Element> proble
     };
 
     Products products;
-    float cell_norm = 0, prototype_norm = 0;
-    along = 0;
+    float prototype_norm = 0;
     load(0, stages[0]);
     int current = 0;
     for (int64_t channel = 0; channel < depth; channel += kDepth) {
@@ -210,10 +209,12 @@ __global__ void __launch_bounds__(kThreads, 4) summarise(Problem<Element> proble
       __syncthreads();
       const Stage<Element>& stage = stages[current];
       products.add(stage);
-      for (int i = share; i < kDepth; i += kShares) {
-        const float value = float(stage.z[i][own_cell]);
-        cell_norm += value * value;
-        if (channel + i < depth) along += value * problem.batch.direction[channel + i];
+      if (tile == first_tile) {  // the same for all tiles
+        for (int i = share; i < kDepth; i += kShares) {
+          const float value = float(stage.z[i][own_cell]);
+          cell_norm += value * value;
+          if (channel + i < depth) along += value * problem.batch.direction[channel + i];
+        }
       }
       for (int i = thread / kPrototypes; i < kDepth; i += 2) {
         const float value = float(stage.prototypes[thread % kPrototypes][i]);
@@ -224,16 +225,16 @@ __global__ void __launch_bounds__(kThreads, 4) summarise(Problem<Element> proble
     }
 
     products.store(scratch.distances);
-    scratch.cell_norms[share][own_cell] = cell_norm;
+    if (tile == first_tile) scratch.cell_norms[share][own_cell] = cell_norm;
     scratch.prototype_norms[thread / kPrototypes][thread % kPrototypes] = prototype_norm;
     __syncthreads();
-    cell_norm = 0;
-    for (int i = 0; i < kShares; ++i) cell_norm += scratch.cell_norms[i][own_cell];
+    float squared_norm = 0;
+    for (int i = 0; i < kShares; ++i) squared_norm += scratch.cell_norms[i][own_cell];
     ClassSummary of_tile = {INFINITY, 0, 0};
     const int begin = share * (kPrototypes / kShares);
     const int end = min(begin + kPrototypes / kShares, int(min(problem.count[side] - first, int64_t{kPrototypes})));
     for (int k = begin; k < end; ++k) {
-      const float norms = cell_norm + (scratch.prototype_norms[0][k] + scratch.prototype_norms[1][k]);
+      const float norms = squared_norm + (scratch.prototype_norms[0][k] + scratch.prototype_norms[1][k]);
       const float squared = norms - 2 * scratch.distances[k][own_cell];
       const float distance = sqrtf(squared < 0 ? 0 : squared);                      // NaN is not less than 0 and stays
       if (distance < of_tile.minimum) of_tile = {distance, 0, int32_t(first + k)};  // the lowest index wins a tie

@@ -14,7 +14,7 @@ KERNELS = Path(__file__).parents[2] / "kernels"
 
 def run_on_cpu(cxx: str, program: Path, kernel: Path) -> subprocess.CompletedProcess[str]:
     flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DMELIAD_CUDA_ON_CPU"]
-    sources = ["-x", "c++", KERNELS / "gpu_check.cu", kernel]
+    sources = ["-x", "c++", KERNELS / "gpu_check.cu", kernel, KERNELS / "cuda" / "preprocess.cu"]
     subprocess.run([cxx, *flags, *sources, "-o", program], check=True)
     return subprocess.run([program], capture_output=True, text=True)
 
