@@ -53,7 +53,7 @@ def limit(json: JsonFile = None, rounds: Annotated[int, typer.Option(min=1, help
 def kernel(
     json: JsonFile = None,
     plot: PlotFile = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 5 runs.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 10 runs.")] = 10,
 ) -> None:
     """The scoring kernel over the function body and a bare matrix product, in one run."""
     require_extra("torch", "train")

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 SIZE = 256
 PATCHES = (256, 512, 1024, 2048, 4096)
 _ROWS = 16  # of the grid whose columns grow with the patches
-_ROUNDS = 15
+_ROUNDS = 10
 # Runs of one session in a row, so that small sizes are not measured in the caches that a large one has filled.
-_RUNS_PER_ROUND = 5
+_WARM_UP, _RUNS_PER_ROUND = 5, 10
+# Until the threads of the session before have stopped to wait for work at full speed.
+_REST_S = 0.02
 
 
 def run(rounds: int = _ROUNDS, patches: Sequence[int] = PATCHES) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def run(rounds: int = _ROUNDS, patches: Sequence[int] = PATCHES) -> dict[str, An
     work beside the product is measured with embeddings of depth 1, where there is next to no product.
 
     Args:
-        rounds: Rounds of 5 runs of each; medians are reported.
+        rounds: Rounds of 10 runs of each; medians are reported.
         patches: Numbers of patches, multiples of 16.
 
     Returns:
@@ -186,12 +188,13 @@ def _backbone_ms(model: SampleModel, threads: int, rounds: int) -> float:
 
 def _median_ms(work: dict[str, tuple[ort.InferenceSession, dict[str, Any]]], rounds: int) -> dict[str, float]:
     samples_s: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, (session, inputs) in work.items():
-            for _ in range(_RUNS_PER_ROUND):
+            time.sleep(_REST_S)
+            for repeat in range(_WARM_UP + _RUNS_PER_ROUND):
                 start = time.perf_counter()
                 session.run(None, inputs)
-                if number > 0:  # the first round warms up
+                if repeat >= _WARM_UP:
                     samples_s[name].append(time.perf_counter() - start)
     return {name: 1e3 * float(np.median(samples)) for name, samples in samples_s.items()}
 

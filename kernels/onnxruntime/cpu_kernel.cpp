@@ -24,7 +24,8 @@ void score(const Ort::KernelContext& context, const cpu::PatchEntropyScorer& sco
       run.out_of_memory = true;
     }
   };
-  context.ParallelFor(score_tile, size_t(scorer.tile_count(batch)), 0, &run);
+  const auto tiles = size_t(scorer.tile_count(batch));
+  context.ParallelFor(score_tile, tiles, tiles, &run);  // as many batches as tiles: finer than without a number
   if (run.out_of_memory) throw std::bad_alloc();
   scorer.score_images(batch);
 }
