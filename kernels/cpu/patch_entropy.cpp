@@ -2,13 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include "../parameters.hpp"
 #include "patch_entropy_amx.hpp"
-#include "patch_entropy_tile.hpp"
 
 namespace meliad::cpu {
 namespace {
@@ -100,17 +102,33 @@ float evidence(const PatchEntropyParameters& parameters, const TileSummary& summ
 
 }  // namespace
 
-InstructionSet best_instruction_set() {
+namespace {
+
+InstructionSet best_of_processor() {
 #ifdef __x86_64__
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")) {
-    return amx::available() ? InstructionSet::kAmx : InstructionSet::kAvx512;
+    return amx::supported() ? InstructionSet::kAmx : InstructionSet::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::kAvx2;
 #endif
   return InstructionSet::kBaseline;
 }
+
+InstructionSet most_allowed() {
+  const char* text = std::getenv("MELIAD_EDGE_INSTRUCTION_SET");
+  const std::string name = text == nullptr ? "amx" : text;
+  if (name == "amx") return InstructionSet::kAmx;
+  if (name == "avx512") return InstructionSet::kAvx512;
+  if (name == "avx2") return InstructionSet::kAvx2;
+  if (name == "baseline") return InstructionSet::kBaseline;
+  refuse("MELIAD_EDGE_INSTRUCTION_SET is \"" + name + "\"; it must be baseline, avx2, avx512 or amx");
+}
+
+}  // namespace
+
+InstructionSet best_instruction_set() { return std::min(most_allowed(), best_of_processor()); }
 
 PatchEntropyScorer::PatchEntropyScorer(const PatchEntropyParameters& parameters, const float* prototypes, int64_t count,
                                        int64_t depth, InstructionSet instruction_set)
@@ -122,7 +140,7 @@ PatchEntropyScorer::PatchEntropyScorer(const PatchEntropyParameters& parameters,
 #ifdef __x86_64__
   if (instruction_set_ == InstructionSet::kAmx &&
       !(amx::pays(prototypes, parameters.n_normal, depth, parameters.softness) &&
-        amx::pays(anomalies, anomaly_count, depth, parameters.softness))) {
+        amx::pays(anomalies, anomaly_count, depth, parameters.softness) && amx::permitted())) {
     instruction_set_ = InstructionSet::kAvx512;
   }
 #endif
@@ -130,12 +148,12 @@ PatchEntropyScorer::PatchEntropyScorer(const PatchEntropyParameters& parameters,
   anomaly_ = pack(anomalies, anomaly_count);
 }
 
-PatchEntropyScorer::PackedPrototypes PatchEntropyScorer::pack(const float* prototypes, int64_t count) const {
+PackedClass PatchEntropyScorer::pack(const float* prototypes, int64_t count) const {
   const int64_t width = tile_kernel(instruction_set_).prototypes;
-  const int64_t padded = (count + width - 1) / width * width;
-  PackedPrototypes packed;
+  PackedClass packed;
   packed.count = count;
-  packed.squared_norms.assign(size_t(padded), std::numeric_limits<float>::infinity());
+  packed.panel_count = (count + width - 1) / width;
+  packed.squared_norms.assign(size_t(packed.panel_count * width), std::numeric_limits<float>::infinity());
   for (int64_t k = 0; k < count; ++k) {
     double squared_norm = 0;
     for (int64_t i = 0; i < depth_; ++i) {
@@ -145,14 +163,11 @@ PatchEntropyScorer::PackedPrototypes PatchEntropyScorer::pack(const float* proto
   }
 #ifdef __x86_64__
   if (instruction_set_ == InstructionSet::kAmx) {
-    packed.rows.assign(prototypes, prototypes + count * depth_);
-    for (const float squared_norm : packed.squared_norms) packed.lengths.push_back(std::sqrt(squared_norm));
-    packed.coarse = amx::pack(prototypes, count, depth_);
-    packed.reach = amx::reach(count, parameters_.softness);
+    amx::pack(prototypes, count, depth_, parameters_.softness, packed);
     return packed;
   }
 #endif
-  packed.panels.assign(size_t(padded * depth_), 0.0f);
+  packed.panels.assign(size_t(packed.panel_count * width * depth_), 0.0f);
   for (int64_t k = 0; k < count; ++k) {
     float* panel = packed.panels.data() + k / width * width * depth_;
     for (int64_t i = 0; i < depth_; ++i) panel[i * width + k % width] = prototypes[k * depth_ + i];
@@ -176,27 +191,14 @@ void PatchEntropyScorer::score_tile(const PatchEntropyBatch& batch, int64_t tile
   const TileKernel kernel = tile_kernel(instruction_set_);
   const int64_t image = tile / tiles_per_image(batch);
   const int64_t first = tile % tiles_per_image(batch) * kernel.cells;
-  const auto packed_class = [&](const PackedPrototypes& side) {
-    PackedClass packed;
-    packed.squared_norms = side.squared_norms.data();
-    packed.panels = side.panels.data();
-    packed.panel_count = int64_t(side.squared_norms.size()) / kernel.prototypes;
-    packed.rows = side.rows.data();
-    packed.lengths = side.lengths.data();
-    packed.coarse = side.coarse.data();
-    packed.count = side.count;
-    packed.reach = side.reach;
-    return packed;
-  };
-  const PackedClass normal = packed_class(normal_), anomaly = packed_class(anomaly_);
   TileInput input;
   input.z = batch.z + image * depth_ * batch.cells + first;
   input.row_stride = batch.cells;
   input.depth = depth_;
   input.valid = std::min<int64_t>(kernel.cells, batch.cells - first);
   input.direction = batch.direction;
-  input.normal = &normal;
-  input.anomaly = &anomaly;
+  input.normal = &normal_;
+  input.anomaly = &anomaly_;
   input.log2e_over_softness = float(1 / (std::log(2.0) * parameters_.softness));
   input.scratch = thread_scratch(scratch_size());
 

@@ -2,15 +2,16 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "../patch_entropy.hpp"
+#include "patch_entropy_tile.hpp"
 
 namespace meliad::cpu {
 
 enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAmx };
 
-// The best instruction set that this processor and this build have; kBaseline is SSE2 on x86-64 and NEON on aarch64.
+// The best instruction set of this processor, kBaseline being SSE2 on x86-64 and NEON on aarch64; at most the one that
+// the environment names in MELIAD_EDGE_INSTRUCTION_SET: baseline, avx2, avx512 or amx.
 InstructionSet best_instruction_set();
 
 // Scores batches against one set of prototypes, which it keeps in the order in which the inner loop reads them.
@@ -20,7 +21,7 @@ InstructionSet best_instruction_set();
 class PatchEntropyScorer {
  public:
   // prototypes is [count, depth] and is copied. Throws std::invalid_argument when the parameters do not fit it. kAmx
-  // becomes kAvx512 for prototypes and a softness that it would be slower with.
+  // becomes kAvx512 for prototypes and a softness that it would be slower with, and where the system does not lend it.
   PatchEntropyScorer(const PatchEntropyParameters& parameters, const float* prototypes, int64_t count, int64_t depth,
                      InstructionSet instruction_set = best_instruction_set());
 
@@ -35,21 +36,14 @@ class PatchEntropyScorer {
   void score_images(const PatchEntropyBatch& batch) const;
 
  private:
-  struct PackedPrototypes {
-    std::vector<float> squared_norms, panels, rows, lengths;
-    std::vector<uint16_t> coarse;
-    int64_t count;
-    float reach;
-  };
-
-  PackedPrototypes pack(const float* prototypes, int64_t count) const;
+  PackedClass pack(const float* prototypes, int64_t count) const;
   int64_t tiles_per_image(const PatchEntropyBatch& batch) const;
   int64_t scratch_size() const;
 
   PatchEntropyParameters parameters_;
   int64_t depth_;
   InstructionSet instruction_set_;
-  PackedPrototypes normal_, anomaly_;
+  PackedClass normal_, anomaly_;
 };
 
 }  // namespace meliad::cpu

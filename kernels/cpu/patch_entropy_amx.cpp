@@ -2,9 +2,9 @@
 
 #ifdef __x86_64__
 
-// GCC warns of the registers that its own header leaves undefined on purpose.
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #ifndef __clang__
+// GCC warns, wherever they are used, of registers that its own header leaves undefined on purpose.
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include <immintrin.h>
@@ -12,8 +12,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #define MELIAD_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512bf16,fma,amx-tile,amx-bf16")))
 
@@ -36,16 +38,29 @@ uint16_t to_bfloat16(float value) {
   return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even; values are finite
 }
 
-double squared_distance(const float* a, const float* b, int64_t depth) {
-  double sum = 0;
-  for (int64_t i = 0; i < depth; ++i) sum += (double(a[i]) - b[i]) * (double(a[i]) - b[i]);
-  return sum;
+float from_bfloat16(uint16_t value) {
+  const uint32_t bits = uint32_t(value) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
 }
 
-// Bound on the error of a squared distance, per |z| |p|: both factors are rounded to 8 bits, and depth products are
-// added in single precision. The roundings of the norms are covered by the second bound, per |z|^2 + |p|^2.
-float error_of_product(int64_t depth) { return 2 * (0x1.02p-8f + float(depth) * 0x1p-23f); }
-constexpr float kErrorOfNorms = 0x1p-20f;
+float squared_distance(const float* a, const float* b, int64_t depth) {
+  float sums[kLanes] = {};
+  for (int64_t i = 0; i < depth; ++i) sums[i % kLanes] += (a[i] - b[i]) * (a[i] - b[i]);
+  float total = 0;
+  for (const float sum : sums) total += sum;
+  return total;
+}
+
+// The coarse product of z and p is off by at most |z - z~| |p| + |z~| |p - p~|, where ~ marks what is left after
+// rounding to 8 bits, and by the additions in single precision; tiles also take tiny values for 0.
+float error_of_additions(int64_t depth) { return float(depth) * 0x1p-23f; }       // of |z| |p|
+float error_of_tiny_values(int64_t depth) { return float(depth) * 4 * FLT_MIN; }  // absolute
+// The norms of a cell and a prototype are the same floats in every distance, so only their sum is rounded here.
+constexpr float kErrorOfSum = 0x1p-20f;
+// What rounding may add to a length that was computed in single precision, and the difference between |z| and |z~|.
+constexpr float kLengthMargin = 1.01f;
 
 struct alignas(64) Configuration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -93,11 +108,16 @@ MELIAD_TARGET inline void transpose(__m512 (&rows)[16]) {
   }
 }
 
-MELIAD_TARGET void pack(const TileInput& input, const Embeddings& embeddings, float* squared_norm, float* along) {
+struct CellNorms {
+  alignas(64) float squared_norm[kCells];
+  alignas(64) float rounding[kCells];  // |z - z~|^2
+};
+
+MELIAD_TARGET void pack_cells(const TileInput& input, const Embeddings& embeddings, CellNorms& norms, float* along) {
   for (int half = 0; half < 2; ++half) {
     const int64_t left = std::clamp<int64_t>(input.valid - half * kLanes, 0, kLanes);
     const auto valid = __mmask16((1u << left) - 1);
-    __m512 squared_sum = _mm512_setzero_ps(), along_sum = _mm512_setzero_ps();
+    __m512 squared_sum = _mm512_setzero_ps(), along_sum = squared_sum, rounding_sum = squared_sum;
     for (int64_t first = 0; first < embeddings.stride; first += kLanes) {
       __m512 rows[kLanes];
       for (int i = 0; i < kLanes; ++i) {
@@ -110,15 +130,20 @@ MELIAD_TARGET void pack(const TileInput& input, const Embeddings& embeddings, fl
       uint16_t* tile = embeddings.coarse + (first / kTileDepth * 2 + half) * kTileValues + first % kTileDepth * kLanes;
       for (int i = 0; i < kLanes; i += 2) {
         const auto even = _mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(rows[i])));
-        const auto odd = _mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(rows[i + 1])));
-        _mm512_storeu_si512(tile + i * kLanes, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+        const auto odd = _mm512_slli_epi32(_mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(rows[i + 1]))), 16);
+        _mm512_storeu_si512(tile + i * kLanes, _mm512_or_si512(even, odd));
+        const auto even_rounding = _mm512_sub_ps(rows[i], _mm512_castsi512_ps(_mm512_slli_epi32(even, 16)));
+        const auto odd_rounding = _mm512_sub_ps(rows[i + 1], _mm512_castsi512_ps(odd));
+        rounding_sum = _mm512_fmadd_ps(even_rounding, even_rounding, rounding_sum);
+        rounding_sum = _mm512_fmadd_ps(odd_rounding, odd_rounding, rounding_sum);
       }
       transpose(rows);
       for (int i = 0; i < kLanes; ++i) {
         _mm512_storeu_ps(embeddings.columns + (half * kLanes + i) * embeddings.stride + first, rows[i]);
       }
     }
-    _mm512_storeu_ps(squared_norm + half * kLanes, squared_sum);
+    _mm512_store_ps(norms.squared_norm + half * kLanes, squared_sum);
+    _mm512_store_ps(norms.rounding + half * kLanes, rounding_sum);
     _mm512_storeu_ps(along + half * kLanes, along_sum);
   }
 }
@@ -172,13 +197,9 @@ struct Candidates {
 // One pass over the prototypes of a class.
 class ClassPass {
  public:
-  MELIAD_TARGET ClassPass(const TileInput& input, const Embeddings& embeddings, const float* squared_norm,
+  MELIAD_TARGET ClassPass(const TileInput& input, const Embeddings& embeddings, const CellNorms& norms,
                           const PackedClass& prototypes, ClassSummary& summary)
-      : input_(input),
-        embeddings_(embeddings),
-        squared_norm_(squared_norm),
-        prototypes_(prototypes),
-        summary_(summary) {
+      : input_(input), embeddings_(embeddings), norms_(norms), prototypes_(prototypes), summary_(summary) {
     std::fill_n(summary.minimum, kCells, INFINITY);
     std::fill_n(summary.total, kCells, 0.0f);
     std::fill_n(summary.nearest, kCells, 0);
@@ -189,7 +210,7 @@ class ClassPass {
     const int64_t chunk_count = chunks(input_.depth);
     for (int64_t first = 0; first < prototypes_.count; first += kPrototypes) {
       alignas(64) float squared[kPrototypes][kCells];  // first the products, then lower bounds
-      multiply(prototypes_.coarse + first * chunk_count * kTileDepth, embeddings_.coarse, chunk_count, squared);
+      multiply(prototypes_.coarse.data() + first * chunk_count * kTileDepth, embeddings_.coarse, chunk_count, squared);
       collect(first, int(std::min<int64_t>(kPrototypes, prototypes_.count - first)), squared);
     }
     for (int cell = 0; cell < kCells; ++cell) settle(cell);
@@ -198,17 +219,22 @@ class ClassPass {
  private:
   // Bounds the distances of one panel and notes the prototypes that are within reach of the nearest one so far.
   MELIAD_TARGET void collect(int64_t first, int count, float (&squared)[kPrototypes][kCells]) {
-    const __m512 error_of_norms = _mm512_set1_ps(kErrorOfNorms), reach = _mm512_set1_ps(prototypes_.reach);
-    const __m512 error_of_length = _mm512_set1_ps(error_of_product(input_.depth));
+    const __m512 reach = _mm512_set1_ps(prototypes_.reach), error_of_sum = _mm512_set1_ps(kErrorOfSum);
+    const __m512 tiny = _mm512_set1_ps(error_of_tiny_values(input_.depth));
     __m512 farthest[2];
     for (int half = 0; half < 2; ++half) {
-      const __m512 norm = _mm512_load_ps(squared_norm_ + half * kLanes);
-      const __m512 length = _mm512_mul_ps(_mm512_sqrt_ps(norm), error_of_length);
+      const __m512 norm = _mm512_load_ps(norms_.squared_norm + half * kLanes);
+      const __m512 margin = _mm512_set1_ps(2 * kLengthMargin);  // the product counts twice in a squared distance
+      const __m512 length = _mm512_mul_ps(_mm512_sqrt_ps(norm), margin);
+      const __m512 rounding = _mm512_mul_ps(_mm512_sqrt_ps(_mm512_load_ps(norms_.rounding + half * kLanes)), margin);
+      const __m512 per_length = _mm512_fmadd_ps(length, _mm512_set1_ps(error_of_additions(input_.depth)), rounding);
       __m512 bound = _mm512_set1_ps(INFINITY);  // one distance is at most that
       for (int k = 0; k < count; ++k) {
-        const __m512 norms = _mm512_add_ps(norm, _mm512_set1_ps(prototypes_.squared_norms[first + k]));
-        const __m512 error = _mm512_fmadd_ps(length, _mm512_set1_ps(prototypes_.lengths[first + k]),
-                                             _mm512_mul_ps(norms, error_of_norms));
+        const size_t index = size_t(first + k);
+        const __m512 norms = _mm512_add_ps(norm, _mm512_set1_ps(prototypes_.squared_norms[index]));
+        __m512 error = _mm512_fmadd_ps(norms, error_of_sum, tiny);
+        error = _mm512_fmadd_ps(per_length, _mm512_set1_ps(prototypes_.lengths[index]), error);
+        error = _mm512_fmadd_ps(length, _mm512_set1_ps(prototypes_.rounding_lengths[index]), error);
         float* const products = squared[k] + half * kLanes;
         const __m512 middle = _mm512_fmadd_ps(_mm512_load_ps(products), _mm512_set1_ps(-2.0f), norms);
         bound = _mm512_min_ps(_mm512_add_ps(middle, error), bound);  // stays where there is a NaN
@@ -243,9 +269,9 @@ class ClassPass {
     for (int i = 0; i < candidates_.count[cell]; ++i) {
       if (!(candidates_.lower_bound[cell][i] <= farthest)) continue;
       const int32_t index = candidates_.index[cell][i];
-      const float product = exact_product(prototypes_.rows + index * input_.depth,
+      const float product = exact_product(prototypes_.rows.data() + index * input_.depth,
                                           embeddings_.columns + cell * embeddings_.stride, input_.depth);
-      const float squared = (squared_norm_[cell] + prototypes_.squared_norms[index]) - 2 * product;
+      const float squared = (norms_.squared_norm[cell] + prototypes_.squared_norms[size_t(index)]) - 2 * product;
       add(cell, std::sqrt(squared < 0 ? 0 : squared), index);
     }
     candidates_.count[cell] = 0;
@@ -265,7 +291,7 @@ class ClassPass {
 
   const TileInput& input_;
   const Embeddings& embeddings_;
-  const float* const squared_norm_;  // [kCells], aligned
+  const CellNorms& norms_;
   const PackedClass& prototypes_;
   ClassSummary& summary_;
   alignas(64) float nearest_[kCells];  // bound on the distance of the nearest prototype so far
@@ -274,33 +300,37 @@ class ClassPass {
 
 }  // namespace
 
-bool available() {
-  static const bool permitted = [] {
-    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-    if (eax < 7) return false;
-    eax = 7, ecx = 0;
-    __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-    const bool has_tiles = (edx >> 22 & 1) && (edx >> 24 & 1);  // AMX-BF16, AMX-TILE
-    eax = 7, ecx = 1;
-    __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-    const bool has_bfloat16 = eax >> 5 & 1;  // AVX512_BF16
-    return has_tiles && has_bfloat16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  }();
-  return permitted;
+bool supported() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+  if (eax < 7) return false;
+  eax = 7, ecx = 0;
+  __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+  const bool has_tiles = (edx >> 22 & 1) && (edx >> 24 & 1);  // AMX-BF16, AMX-TILE
+  eax = 7, ecx = 1;
+  __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+  return has_tiles && (eax >> 5 & 1);  // AVX512_BF16
 }
 
-float reach(int64_t count, float softness) {
-  // All that is left out adds less than a rounding to a sum that is at least 1.
-  return float(softness * (25 * kLog2 + std::log(double(count))));
+bool permitted() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
 }
+
+namespace {
+
+// Distance beyond the minimum from which on prototypes are left out: all of them together add less than a rounding to a
+// sum that is at least 1.
+float reach(int64_t count, float softness) { return float(softness * (25 * kLog2 + std::log(double(count)))); }
+
+}  // namespace
 
 bool pays(const float* rows, int64_t count, int64_t depth, float softness) {
   if (!std::all_of(rows, rows + count * depth, [](float value) { return std::fabs(value) < 1e15f; })) return false;
-  const double beyond = reach(count, softness);
-  constexpr int64_t kSamples = 16;
-  std::vector<double> distances;
+  const float beyond = reach(count, softness);
+  constexpr int64_t kSamples = 8;
+  std::vector<float> distances;
   double within = 0;
   int64_t samples = 0;
   for (int64_t i = 0; i < count; i += std::max<int64_t>(1, count / kSamples), ++samples) {
@@ -309,24 +339,30 @@ bool pays(const float* rows, int64_t count, int64_t depth, float softness) {
       if (k != i) distances.push_back(std::sqrt(squared_distance(rows + i * depth, rows + k * depth, depth)));
     }
     if (distances.empty()) return true;
-    const double nearest = *std::min_element(distances.begin(), distances.end());
+    const float nearest = *std::min_element(distances.begin(), distances.end());
     within += double(std::count_if(distances.begin(), distances.end(),
-                                   [&](double distance) { return distance <= nearest + beyond; }));
+                                   [&](float distance) { return distance <= nearest + beyond; }));
   }
   return within <= kLargestShare * double(count * samples) + 2 * double(samples);
 }
 
-std::vector<uint16_t> pack(const float* rows, int64_t count, int64_t depth) {
+void pack(const float* rows, int64_t count, int64_t depth, float softness, PackedClass& packed) {
   const int64_t chunk_count = chunks(depth), panels = (count + kPrototypes - 1) / kPrototypes;
-  std::vector<uint16_t> packed(size_t(panels * chunk_count * 2 * kTileValues));
+  packed.reach = reach(count, softness);
+  packed.rows.assign(rows, rows + count * depth);
+  packed.coarse.assign(size_t(panels * chunk_count * 2 * kTileValues), 0);
   for (int64_t k = 0; k < count; ++k) {
+    double rounding = 0;
     for (int64_t i = 0; i < depth; ++i) {
+      const float value = rows[k * depth + i];
+      const uint16_t coarse = to_bfloat16(value);
       const int64_t tile = (k / kPrototypes * chunk_count + i / kTileDepth) * 2 + k % kPrototypes / kTileRows;
-      packed[size_t(tile * kTileValues + k % kTileRows * kTileDepth + i % kTileDepth)] =
-          to_bfloat16(rows[k * depth + i]);
+      packed.coarse[size_t(tile * kTileValues + k % kTileRows * kTileDepth + i % kTileDepth)] = coarse;
+      rounding += (double(value) - from_bfloat16(coarse)) * (double(value) - from_bfloat16(coarse));
     }
+    packed.lengths.push_back(std::sqrt(packed.squared_norms[size_t(k)]));
+    packed.rounding_lengths.push_back(float(std::sqrt(rounding)));
   }
-  return packed;
 }
 
 int64_t scratch_size(int64_t depth) {
@@ -338,10 +374,10 @@ MELIAD_TARGET void score_tile(const TileInput& input, TileSummary& summary) {
   const Configuration configuration;
   _tile_loadconfig(&configuration);
   const Embeddings embeddings = embeddings_in(input.scratch, input.depth);
-  alignas(64) float squared_norm[kCells];
-  pack(input, embeddings, squared_norm, summary.along);
-  ClassPass(input, embeddings, squared_norm, *input.normal, summary.normal).run();
-  ClassPass(input, embeddings, squared_norm, *input.anomaly, summary.anomaly).run();
+  CellNorms norms;
+  pack_cells(input, embeddings, norms, summary.along);
+  ClassPass(input, embeddings, norms, *input.normal, summary.normal).run();
+  ClassPass(input, embeddings, norms, *input.anomaly, summary.anomaly).run();
   _tile_release();
 }
 

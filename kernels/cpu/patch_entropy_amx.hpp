@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "patch_entropy_tile.hpp"
 
@@ -15,18 +14,19 @@ namespace meliad::cpu::amx {
 
 constexpr int kCells = 32, kPrototypes = 32;
 
-// Whether this processor has the tiles and the operating system lets this process use them; asks it the first time.
-bool available();
+// Whether this processor has the tiles.
+bool supported();
+
+// Whether the operating system lets this process use them. The first call asks it, which is not free for the process:
+// afterwards alternative signal stacks must hold the tiles, too, and where a thread has a smaller one it refuses.
+bool permitted();
 
 // Whether few enough prototypes would be left: the softness is small against the distances between them, which are
 // finite. Rows are [count, depth].
 bool pays(const float* rows, int64_t count, int64_t depth, float softness);
 
-// Distance beyond the minimum from which on prototypes are left out.
-float reach(int64_t count, float softness);
-
-// Values of one class in the order in which the tiles read them, padded with zeros; rows are [count, depth].
-std::vector<uint16_t> pack(const float* rows, int64_t count, int64_t depth);
+// Fills what the tiles need of a class whose squared norms are known; rows are [count, depth].
+void pack(const float* rows, int64_t count, int64_t depth, float softness, PackedClass& packed);
 
 // Floats of scratch memory for a tile.
 int64_t scratch_size(int64_t depth);

@@ -87,12 +87,12 @@ MELIAD_INLINE void summarise(const TileInput& input, const float* squared_norm, 
   }
   for (int64_t panel = 0; panel < prototypes.panel_count; ++panel) {
     alignas(64) float d[kPrototypes][kCells];
-    multiply(input.scratch, prototypes.panels + panel * input.depth * kPrototypes, input.depth, d);
+    multiply(input.scratch, prototypes.panels.data() + panel * input.depth * kPrototypes, input.depth, d);
 
     float previous[kCells];
     std::memcpy(previous, summary.minimum, sizeof previous);
     for (int k = 0; k < kPrototypes; ++k) {
-      const float prototype_norm = prototypes.squared_norms[panel * kPrototypes + k];
+      const float prototype_norm = prototypes.squared_norms.data()[panel * kPrototypes + k];
       const int32_t index = int32_t(panel * kPrototypes + k);
       for (int cell = 0; cell < kCells; ++cell) {
         const float squared = (squared_norm[cell] + prototype_norm) - 2 * d[k][cell];

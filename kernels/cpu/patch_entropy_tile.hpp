@@ -2,21 +2,25 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace meliad::cpu {
 
-// Prototypes of one class. For vectors they lie in panels [panel][depth][kPrototypes]; the last panel is padded with
-// prototypes at infinite distance, which no minimum picks and which add nothing to a soft minimum.
+// Prototypes of one class, in the order in which the inner loops read them.
 struct PackedClass {
-  const float* squared_norms;  // of every prototype, also of the padding
-  const float* panels;
-  int64_t panel_count;
+  int64_t count = 0;
+  std::vector<float> squared_norms;
+
+  // For vectors: panels [panel][depth][prototypes of a panel]. The last one is padded with prototypes at infinite
+  // distance, which no minimum picks and which add nothing to a soft minimum; squared_norms, too.
+  std::vector<float> panels;
+  int64_t panel_count = 0;
+
   // For matrix tiles, see patch_entropy_amx.hpp.
-  const float* rows;  // [count][depth]
-  const float* lengths;
-  const uint16_t* coarse;
-  int64_t count;
-  float reach;
+  std::vector<float> rows;  // [count][depth]
+  std::vector<float> lengths, rounding_lengths;
+  std::vector<uint16_t> coarse;
+  float reach = 0;
 };
 
 constexpr int kMaxCells = 32;  // cells of the largest tile
@@ -43,7 +47,7 @@ struct TileInput {
   const PackedClass* normal;
   const PackedClass* anomaly;
   float log2e_over_softness;
-  float* scratch;  // [depth][cells of a tile]
+  float* scratch;  // as much as the inner loops of the instruction set need
 };
 
 }  // namespace meliad::cpu

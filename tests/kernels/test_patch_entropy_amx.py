@@ -97,3 +97,49 @@ def test_vectors_are_chosen_where_screening_would_not_pay(
     if change.get("prototypes") == "huge":
         prototypes[7, 3] = 1e25
     assert sanitized.run(case.but(prototypes=prototypes), "amx").stderr == b"avx512"
+
+
+@pytest.mark.parametrize(("softness", "scale"), [(1e-3, 1.0), (1e-2, 10.0), (3e-6, 3e-3)])
+def test_roundings_that_add_up_hide_nothing(
+    softness: float, scale: float, make_case: Any, amx: Any, precision: Any
+) -> None:
+    """One half of the channels rounds down and the other up, so that the second nearest prototype looks nearer."""
+    case = make_case(images=1, depth=432, height=4, width=4, prototypes=40, n_normal=30, softness=softness, top_cells=1)
+    z = np.empty((432, 16), np.float32)
+    z[:216], z[216:] = 1 + 2**-8, 1 + 3 * 2**-8
+    prototypes = 3 * case.prototypes
+    prototypes[3], prototypes[7] = 0, 0
+    prototypes[3, 216:], prototypes[7, :216] = 451 / 512, z[0, 0]
+    squared = np.square(z[:, 0].astype(np.float64) - prototypes[[3, 7]]).sum(axis=1)
+    assert 0.1 < squared[0] - squared[1] < 0.4
+    case = case.but(z=(scale * z).reshape(1, 432, 4, 4), prototypes=(scale * prototypes).astype(np.float32))
+    precision.check(amx(case), case)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), depth=st.sampled_from([32, 100, 432]))
+def test_agrees_where_all_values_are_ties_of_bfloat16(
+    seed: int, depth: int, make_case: Any, amx: Any, precision: Any
+) -> None:
+    random = np.random.default_rng(seed)
+    case = make_case(seed, images=1, depth=depth, height=6, width=6, prototypes=96, n_normal=64, softness=1e-3)
+
+    def ties(*shape: int) -> Any:
+        sign = random.choice([-1.0, 1.0], size=shape)
+        return (sign * (1 + (2 * random.integers(0, 128, shape) + 1) * 2.0**-8)).astype(np.float32)
+
+    case = case.but(z=ties(1, depth, 6, 6), prototypes=ties(96, depth))
+    precision.check(amx(case), case)
+
+
+LARGE = {
+    "many patches": {"images": 1, "depth": 33, "height": 64, "width": 64, "top_cells": 205},
+    "many prototypes": {"images": 1, "depth": 64, "height": 9, "width": 9, "prototypes": 2048, "n_normal": 1500},
+    "many images": {"images": 32, "depth": 24},
+}
+
+
+@pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
+def test_large(shape: dict[str, int], make_case: Any, amx: Any, precision: Any) -> None:
+    case = make_case(**shape, softness=1e-2)
+    precision.check(amx(case), case)

@@ -32,6 +32,21 @@ def test_agrees_with_the_definition_at_any_size(
     precision.check(onnxruntime_op(case), case)
 
 
+LARGE = {
+    "many patches": {"images": 1, "depth": 33, "height": 64, "width": 64, "top_cells": 205},
+    "many prototypes": {"images": 1, "depth": 65, "height": 8, "width": 8, "prototypes": 2048, "n_normal": 1500},
+    "many images": {"images": 32, "depth": 25},
+    "two prototypes": {"images": 1, "prototypes": 2, "n_normal": 1, "height": 32, "width": 32},
+}
+
+
+@pytest.mark.parametrize("softness", [0.01, 1.5])
+@pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
+def test_large(shape: dict[str, int], softness: float, make_case: Any, onnxruntime_op: Any, precision: Any) -> None:
+    case = make_case(**shape, softness=softness)
+    precision.check(onnxruntime_op(case), case)
+
+
 @pytest.mark.parametrize("depth", [128, 432])
 @pytest.mark.parametrize("seed", range(3))
 def test_error_at_the_shapes_of_real_models(
