@@ -255,9 +255,9 @@ def to_markdown(usages: list[Usage]) -> str:
         "## Resizing one frame to 256 x 256",
         "",
         "Every pixel of the frame is read once from memory and nothing is written but the result; the limit is that of "
-        "memory. The kernel takes about 75 million instructions for 1280 x 720 and 68 million for 1920 x 1080, "
-        "estimated from its machine code, which AGX Orin issues in 28 and 26 µs at best: the smaller frame is bound by "
-        "them.",
+        "memory. By an estimate made by hand from its machine code, the kernel takes about 75 million instructions for "
+        "1280 x 720 and 68 million for 1920 x 1080, which AGX Orin issues in 28 and 26 µs at best: the smaller frame "
+        "is bound by them.",
         "",
         "| frame | output | read, kB | written, kB | " + " | ".join(f"limit on {d.name}, µs" for d in DEVICES) + " |",
         "|---|---|---|---|" + "---|" * len(DEVICES),

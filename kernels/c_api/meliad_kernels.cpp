@@ -15,6 +15,7 @@
 
 struct meliad_scorer {
   meliad::cpu::PatchEntropyScorer scorer;
+  int64_t top_cells;
 };
 
 namespace {
@@ -50,10 +51,11 @@ PatchEntropyBatchOf<Element> from_c(const meliad_batch& batch) {
 }
 
 PatchEntropyBatch fitting(const meliad_scorer& scorer, const meliad_batch& batch) {
-  if (batch.images < 0 || batch.cells < 1 || batch.depth != scorer.scorer.depth()) {
+  const int64_t depth = scorer.scorer.depth(), top_cells = scorer.top_cells;
+  if (batch.images < 0 || batch.cells < top_cells || batch.depth != depth) {
     meliad::refuse("z has shape [" + std::to_string(batch.images) + ", " + std::to_string(batch.depth) + ", " +
-                   std::to_string(batch.cells) + "], expected [N, " + std::to_string(scorer.scorer.depth()) +
-                   ", cells]");
+                   std::to_string(batch.cells) + "], expected [N, " + std::to_string(depth) +
+                   ", cells] with at least " + std::to_string(top_cells) + " cells");
   }
   return from_c<float>(batch);
 }
@@ -64,8 +66,10 @@ MELIAD_EXPORT const char* meliad_last_error(void) { return last_error.c_str(); }
 
 MELIAD_EXPORT meliad_scorer* meliad_scorer_create(const meliad_parameters* parameters, const float* prototypes,
                                                   int64_t count, int64_t depth) {
-  return guarded<meliad_scorer*>(nullptr,
-                                 [&] { return new meliad_scorer{{from_c(*parameters), prototypes, count, depth}}; });
+  return guarded<meliad_scorer*>(nullptr, [&] {
+    if (depth < 1) meliad::refuse("prototypes have depth " + std::to_string(depth) + "; it must be at least 1");
+    return new meliad_scorer{{from_c(*parameters), prototypes, count, depth}, parameters->top_cells};
+  });
 }
 
 MELIAD_EXPORT void meliad_scorer_destroy(meliad_scorer* scorer) { delete scorer; }
@@ -78,6 +82,10 @@ MELIAD_EXPORT int meliad_scorer_score_tiles(const meliad_scorer* scorer, const m
                                             int64_t end) {
   return guarded(-1, [&] {
     const PatchEntropyBatch checked = fitting(*scorer, *batch);
+    const int64_t tiles = scorer->scorer.tile_count(checked);
+    if (first < 0 || end > tiles) {
+      meliad::refuse("tiles [" + std::to_string(first) + ", " + std::to_string(end) + ") of " + std::to_string(tiles));
+    }
     for (int64_t tile = first; tile < end; ++tile) scorer->scorer.score_tile(checked, tile);
     return 0;
   });
@@ -92,6 +100,16 @@ MELIAD_EXPORT int meliad_scorer_score_images(const meliad_scorer* scorer, const 
 
 #ifdef MELIAD_WITH_CUDA
 
+namespace {
+
+// Remembers what a CUDA error means.
+int noted(cudaError_t error) {
+  if (error != cudaSuccess) last_error = std::string("CUDA: ") + cudaGetErrorString(error);
+  return int(error);
+}
+
+}  // namespace
+
 MELIAD_EXPORT size_t meliad_cuda_workspace_bytes(int64_t images, int64_t cells) {
   return meliad::cuda::workspace_bytes(images, cells);
 }
@@ -103,7 +121,7 @@ MELIAD_EXPORT int meliad_cuda_score_patches(const meliad_parameters* parameters,
     return meliad::cuda::score_patches(from_c(*parameters), static_cast<const Element*>(prototypes), count,
                                        from_c<Element>(*batch), workspace, static_cast<cudaStream_t>(stream));
   };
-  return half ? score(meliad::cuda::Half{}) : score(float{});
+  return noted(half ? score(meliad::cuda::Half{}) : score(float{}));
 }
 
 namespace {
@@ -120,7 +138,7 @@ meliad::cuda::Frame from_c(const meliad_frame& frame) {
 }  // namespace
 
 MELIAD_EXPORT int meliad_cuda_preprocess_bytes(const meliad_frame* frame, uint8_t* image, void* stream) {
-  return meliad::cuda::preprocess(plan_of(*frame), from_c(*frame), image, static_cast<cudaStream_t>(stream));
+  return noted(meliad::cuda::preprocess(plan_of(*frame), from_c(*frame), image, static_cast<cudaStream_t>(stream)));
 }
 
 MELIAD_EXPORT int meliad_cuda_preprocess_planes(const meliad_frame* frame, const float mean[3],
@@ -131,7 +149,7 @@ MELIAD_EXPORT int meliad_cuda_preprocess_planes(const meliad_frame* frame, const
     return meliad::cuda::preprocess(plan_of(*frame), from_c(*frame), normalisation,
                                     static_cast<decltype(element)*>(image), static_cast<cudaStream_t>(stream));
   };
-  return half ? preprocess(meliad::cuda::Half{}) : preprocess(float{});
+  return noted(half ? preprocess(meliad::cuda::Half{}) : preprocess(float{}));
 }
 
 #endif

@@ -1,4 +1,5 @@
-/* The kernels for programs that can load a C library, as Python can with ctypes: libmeliad_kernels.so. */
+/* The kernels for programs that can load a C library: the PyTorch operator does with ctypes, and whoever has frames and
+   embeddings in the memory of a CUDA device can. libmeliad_kernels.so. */
 #ifndef MELIAD_KERNELS_H
 #define MELIAD_KERNELS_H
 

@@ -18,6 +18,12 @@ namespace {
 // A block of 8 warps makes a tile of model input, a pixel per thread. At most a factor of two is left to bilinear
 // interpolation, so twice as many samples per side always suffice.
 constexpr int kRows = 8, kColumns = 32, kThreads = kRows * kColumns;
+// Blocks on a multiprocessor at a time: as many as their registers allow without spilling into memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kResidentBlocks = 4;
+#else
+constexpr int kResidentBlocks = 5;
+#endif
 constexpr int kSampleRows = 2 * kRows, kSampleColumns = 2 * kColumns;
 constexpr int kWeightBits = 11;  // of a bilinear weight
 constexpr int32_t kLargestSide = 32767, kLargestFactor = 2048;
@@ -150,7 +156,7 @@ struct Tile {
 
 // Grid: tiles of columns, tiles of rows.
 template <typename Word, typename Output>
-__global__ void __launch_bounds__(kThreads, 5) preprocess_tile(Problem<Output> problem) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks) preprocess_tile(Problem<Output> problem) {
   MELIAD_SHARED(Tile, tile);
   const Size reduced = problem.plan.reduced, model = problem.plan.model;
   const int thread = int(threadIdx.x);

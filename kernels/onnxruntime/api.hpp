@@ -6,6 +6,7 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <exception>
+#include <stdexcept>
 
 namespace meliad::onnxruntime {
 
@@ -17,8 +18,10 @@ OrtStatusPtr as_status(Work&& work) noexcept {
     return nullptr;
   } catch (const Ort::Exception& error) {
     return Ort::GetApi().CreateStatus(error.GetOrtErrorCode(), error.what());
-  } catch (const std::exception& error) {
+  } catch (const std::invalid_argument& error) {
     return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, error.what());
+  } catch (const std::exception& error) {
+    return Ort::GetApi().CreateStatus(ORT_FAIL, error.what());
   } catch (...) {
     return Ort::GetApi().CreateStatus(ORT_FAIL, "PatchEntropyScore: unknown error");
   }

@@ -21,6 +21,9 @@ from meliad_edge.errors import MeliadError
 from meliad_edge.models.scoring import ScoringParameters, patch_entropy_score
 from meliad_edge.runtime.kernel_library import find_kernel_library
 
+# Of the CUDA kernels: tensor cores and copies as Ampere has them.
+_OLDEST_CAPABILITY = (8, 0)
+
 _logger = logging.getLogger(__name__)
 
 
@@ -134,6 +137,11 @@ def _check(embeddings: Tensor, prototypes: Tensor, direction: Tensor, parameters
     ):
         msg = f"{shapes} do not fit n_normal = {parameters.n_normal} and top_cells = {parameters.top_cells}"
         raise ValueError(msg)
+    devices = {embeddings.device, prototypes.device, direction.device}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        msg = f"embeddings, prototypes and direction are on {names}; move them to one device"
+        raise ValueError(msg)
     allowed = (torch.float32, torch.float16) if embeddings.is_cuda else (torch.float32,)
     if embeddings.dtype not in allowed or prototypes.dtype != embeddings.dtype or direction.dtype != torch.float32:
         msg = (
@@ -149,14 +157,29 @@ _Kernel = Callable[[_Parameters, Tensor, _Batch], None]
 @cache
 def _kernel(device: str) -> _Kernel | None:
     """What runs on tensors of that kind of device, looked for once."""
-    path = find_kernel_library("c")
-    library = None if path is None else _declare(ctypes.CDLL(str(path)))
+    library = _load()
     if library is not None and device == "cpu":
-        return lambda parameters, prototypes, batch: _run_on_cpu(library, parameters, prototypes, batch)
-    if library is not None and device == "cuda" and hasattr(library, "meliad_cuda_score_patches"):
+        scorers = _Scorers(library)
+        return lambda parameters, prototypes, batch: _run_on_cpu(scorers, parameters, prototypes, batch)
+    has_cuda = library is not None and hasattr(library, "meliad_cuda_score_patches")
+    if (
+        library is not None
+        and device == "cuda"
+        and has_cuda
+        and torch.cuda.get_device_capability() >= _OLDEST_CAPABILITY
+    ):
         return lambda parameters, prototypes, batch: _run_on_cuda(library, parameters, prototypes, batch)
     _logger.warning("there is no compiled scoring kernel for %s tensors; PyTorch's own operators do its work", device)
     return None
+
+
+def _load() -> ctypes.CDLL | None:
+    path = find_kernel_library("c")
+    try:
+        return None if path is None else _declare(ctypes.CDLL(str(path)))
+    except OSError as error:
+        _logger.warning("%s cannot be loaded (%s)", path, error)
+        return None
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -178,32 +201,64 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def _run_on_cpu(library: ctypes.CDLL, parameters: _Parameters, prototypes: Tensor, batch: _Batch) -> None:
-    scorer = library.meliad_scorer_create(ctypes.byref(parameters), prototypes.data_ptr(), *prototypes.shape)
-    if not scorer:
-        raise MeliadError(library.meliad_last_error().decode())
-    here = ctypes.byref(batch)
+class _Scorer:
+    """A scorer of the library: prototypes in the order in which the kernel reads them."""
 
-    def score_tiles(first: int, end: int) -> str:
-        """What went wrong, if anything did: the library remembers it for the thread."""
-        failed = library.meliad_scorer_score_tiles(scorer, here, first, end)
-        return library.meliad_last_error().decode() if failed else ""
+    def __init__(self, library: ctypes.CDLL, parameters: _Parameters, prototypes: Tensor) -> None:
+        self._library = library
+        self._handle = library.meliad_scorer_create(ctypes.byref(parameters), prototypes.data_ptr(), *prototypes.shape)
+        if not self._handle:
+            raise MeliadError(library.meliad_last_error().decode())
 
-    try:
-        tiles = library.meliad_scorer_tile_count(scorer, here)
-        threads = min(torch.get_num_threads(), tiles)
-        bounds = [tiles * thread // threads for thread in range(threads + 1)]
-        if threads == 1:
-            problems = [score_tiles(0, tiles)]
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                problems = list(pool.map(score_tiles, bounds[:-1], bounds[1:]))
-        if not any(problems) and library.meliad_scorer_score_images(scorer, here):
-            problems.append(library.meliad_last_error().decode())
-    finally:
-        library.meliad_scorer_destroy(scorer)
-    for problem in filter(None, problems):
-        raise MeliadError(problem)
+    def __del__(self) -> None:
+        self._library.meliad_scorer_destroy(self._handle)
+
+    def tile_count(self, batch: _Batch) -> int:
+        return int(self._library.meliad_scorer_tile_count(self._handle, ctypes.byref(batch)))
+
+    def score_tiles(self, batch: _Batch, first: int, end: int) -> None:
+        self._require(self._library.meliad_scorer_score_tiles(self._handle, ctypes.byref(batch), first, end))
+
+    def score_images(self, batch: _Batch) -> None:
+        self._require(self._library.meliad_scorer_score_images(self._handle, ctypes.byref(batch)))
+
+    def _require(self, failed: int) -> None:
+        if failed:  # on the thread that the library remembers it for
+            raise MeliadError(self._library.meliad_last_error().decode())
+
+
+class _Scorers:
+    """The scorer of the last call, which the next one most often needs again: packing takes longer than scoring."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._key: tuple[Any, ...] | None = None
+        self._prototypes: Tensor | None = None  # kept, so that no other tensor can take its place in memory
+        self._scorer: _Scorer | None = None
+
+    def get(self, parameters: _Parameters, prototypes: Tensor) -> _Scorer:
+        if prototypes.is_inference():  # nobody counts its changes
+            return _Scorer(self._library, parameters, prototypes)
+        key = (prototypes.data_ptr(), prototypes._version, *prototypes.shape, bytes(parameters))
+        scorer = self._scorer
+        if scorer is None or key != self._key:
+            scorer = _Scorer(self._library, parameters, prototypes)
+            self._key, self._prototypes, self._scorer = key, prototypes, scorer
+        return scorer
+
+
+def _run_on_cpu(scorers: _Scorers, parameters: _Parameters, prototypes: Tensor, batch: _Batch) -> None:
+    scorer = scorers.get(parameters, prototypes)
+    tiles = scorer.tile_count(batch)
+    threads = min(torch.get_num_threads(), tiles)
+    bounds = [tiles * thread // threads for thread in range(threads + 1)]
+    if threads == 1:
+        scorer.score_tiles(batch, 0, tiles)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(scorer.score_tiles, [batch] * threads, bounds[:-1], bounds[1:]):
+                pass
+    scorer.score_images(batch)
 
 
 def _run_on_cuda(library: ctypes.CDLL, parameters: _Parameters, prototypes: Tensor, batch: _Batch) -> None:
@@ -220,5 +275,4 @@ def _run_on_cuda(library: ctypes.CDLL, parameters: _Parameters, prototypes: Tens
             torch.cuda.current_stream().cuda_stream,
         )
     if error:
-        msg = f"PatchEntropyScore on CUDA: error {error}"
-        raise MeliadError(msg)
+        raise MeliadError(library.meliad_last_error().decode())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -34,3 +35,16 @@ def test_work_of_one_image() -> None:
     assert work.flop == 2 * 256 * 640 * 432
     assert work.memory_bytes == 4 * 432 * (256 + 640) + 4 * 432 + 256 * 20 + 4
     assert roofline.cost(512, 4).flop == 2 * work.flop
+
+
+def test_shapes_are_those_of_the_kernels() -> None:
+    source = roofline.SOURCES["patch_entropy"].read_text()
+    for name, value in {
+        "kCells": roofline._TILE_CELLS,
+        "kSplits": roofline._SPLITS,
+        "kPrototypes": roofline.PROTOTYPES // roofline._TILES,
+        "kThreads": roofline._THREADS["summarise"],
+        "kJoinThreads": roofline._THREADS["join_splits"],
+        "kTopThreads": roofline._THREADS["average_top_cells"],
+    }.items():
+        assert re.search(rf"\b{name} = {value}\b", source), name

@@ -78,7 +78,14 @@ def test_says_what_went_wrong(library: ctypes.CDLL, make_case: Any) -> None:
     scorer = library.meliad_scorer_create(ctypes.byref(run.parameters), address(run.prototypes), *run.prototypes.shape)
     run.batch.depth = 32
     assert library.meliad_scorer_score_tiles(scorer, ctypes.byref(run.batch), 0, 1) == -1
-    assert library.meliad_last_error() == b"PatchEntropyScore: z has shape [2, 32, 35], expected [N, 33, cells]"
+    assert library.meliad_last_error() == (
+        b"PatchEntropyScore: z has shape [2, 32, 35], expected [N, 33, cells] with at least 4 cells"
+    )
+    run.batch.depth, run.batch.cells = 33, 3
+    assert library.meliad_scorer_score_images(scorer, ctypes.byref(run.batch)) == -1
+    run.batch.cells = 35
+    assert library.meliad_scorer_score_tiles(scorer, ctypes.byref(run.batch), 0, 1000) == -1
+    assert library.meliad_last_error().startswith(b"PatchEntropyScore: tiles [0, 1000) of ")
     library.meliad_scorer_destroy(scorer)
 
 
@@ -113,6 +120,7 @@ def test_preprocesses_as_on_cuda(library: ctypes.CDLL) -> None:
         np.testing.assert_allclose(planes, np.moveaxis(normalised, -1, 0), atol=tolerance)
     frame.pitch = 1
     assert library.meliad_cuda_preprocess_bytes(ctypes.byref(frame), ctypes.c_void_p(address(image)), None) == 1
+    assert library.meliad_last_error().startswith(b"CUDA: ")
 
 
 @pytest.mark.gpu

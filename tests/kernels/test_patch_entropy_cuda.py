@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -134,22 +135,27 @@ def test_no_thread_reads_what_another_may_be_writing(cxx: str, make_case: Any, c
         pytest.skip("no setarch on this machine: ThreadSanitizer needs it to switch address randomisation off")
     flags = ["-O1", "-g", "-fsanitize=thread", "-DMELIAD_ON_CPU_THREADS", "-pthread"]
     raced = compile_program(cxx, *flags, launcher=("setarch", "-R"))
-    case = make_case(images=1, depth=70, height=6, width=6, prototypes=130, n_normal=70, top_cells=5)
-    for implementation in IMPLEMENTATIONS:
-        raced(case, implementation)
+    shape = {"images": 1, "prototypes": 130, "n_normal": 70, "top_cells": 5}
+    for case in (make_case(depth=70, height=6, width=6, **shape), make_case(depth=64, height=5, width=8, **shape)):
+        for implementation in IMPLEMENTATIONS:
+            raced(case, implementation)
 
 
 def test_every_barrier_is_needed_and_its_absence_is_seen(
     cxx: str, make_case: Any, compile_program: Any, tmp_path: Path
 ) -> None:
     """Without any one of them the outputs change for some order of the threads, so other tests would find that."""
-    case = make_case(3, images=1, depth=70, height=9, width=9, prototypes=700, n_normal=560, top_cells=7)
+    shape = {"images": 1, "height": 9, "prototypes": 700, "n_normal": 560, "top_cells": 7}
+    # Elements one by one, and 16 bytes at a time beside the computation.
+    cases = {"odd": make_case(3, depth=70, width=9, **shape), "aligned": make_case(3, depth=64, width=8, **shape)}
     whole = compile_program(cxx, "-O1")
-    expected = {name: whole.run(case, name).stdout for name in IMPLEMENTATIONS}
+    expected = {(kind, name): whole.run(cases[kind], name).stdout for kind in cases for name in IMPLEMENTATIONS}
 
     def outputs_change(program: Any) -> bool:
         return any(
-            program.run(case, name, seed=seed).stdout != expected[name] for name in expected for seed in range(4)
+            program.run(cases[kind], name, seed=seed).stdout != output
+            for (kind, name), output in expected.items()
+            for seed in range(4)
         )
 
     source, barrier = SOURCE.read_text(), "__syncthreads();"
@@ -165,18 +171,18 @@ def test_every_barrier_is_needed_and_its_absence_is_seen(
         assert outputs_change(compile_program(cxx, "-O1", cuda_source=file)), f"the barrier in line {line} does nothing"
 
 
-ARCHITECTURES = ["sm_87", "sm_89", "sm_90", "sm_110", "compute_87"]
+ARCHITECTURES = ["sm_80", "sm_87", "sm_89", "sm_90", "sm_110", "compute_80"]
 
 
 def test_compiles_for_every_device(tmp_path: Path) -> None:
-    """Orin, Ada, Hopper, Thor and intermediate code; registers do not spill into memory."""
+    """Ampere, Orin, Ada, Hopper, Thor and intermediate code; registers do not spill into memory."""
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
         pytest.skip("no nvcc on this machine: the CUDA kernels are compiled as C++ only")
-    for architecture in ARCHITECTURES:
+    for architecture, source in itertools.product(ARCHITECTURES, (SOURCE, SOURCE.with_name("preprocess.cu"))):
         kind = "-cubin" if architecture.startswith("sm_") else "-ptx"
         done = subprocess.run(
-            [nvcc, "-std=c++17", kind, f"-arch={architecture}", "-Xptxas=-v", SOURCE, "-o", tmp_path / "compiled"],
+            [nvcc, "-std=c++17", kind, f"-arch={architecture}", "-Xptxas=-v", source, "-o", tmp_path / "compiled"],
             capture_output=True,
             text=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import struct
 import subprocess
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def photograph(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 @dataclass(frozen=True)
 class Kernel:
     program: Path
+    launcher: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -100,7 +102,9 @@ class Kernel:
 
     def run(self, output: str, message: bytes, seed: int = 0) -> subprocess.CompletedProcess[bytes]:
         environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "MELIAD_ON_CPU_SEED": str(seed)}
-        return subprocess.run([self.program, output], input=message, capture_output=True, env=environment)
+        return subprocess.run(
+            [*self.launcher, self.program, output], input=message, capture_output=True, env=environment
+        )
 
     def plan(self, frame_hw: tuple[int, int], model_hw: tuple[int, int]) -> tuple[int, ...]:
         done = self.run("plan", self.header(frame_hw, model_hw))
@@ -108,15 +112,29 @@ class Kernel:
         return struct.unpack("=9i", done.stdout)
 
 
+SOURCE = ROOT / "kernels" / "cuda" / "preprocess.cu"
+
+
 @pytest.fixture(scope="session")
-def kernel(cxx: str, tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    program = tmp_path_factory.mktemp("preprocess") / "preprocess_run"
-    flags = ["-std=c++17", "-O2", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DMELIAD_CUDA_ON_CPU"]
-    sources = [ROOT / "tests" / "kernels" / "preprocess_run.cpp", "-x", "c++"]
-    sources += [ROOT / "kernels" / "cuda" / "preprocess.cu"]
-    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(program)], check=True)
-    return Kernel(program)
+def compile_kernel(cxx: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Kernel]:
+    """Compiles preprocess_run.cpp, warnings being errors."""
+
+    def compile_kernel(*flags: str, source: Path = SOURCE, launcher: tuple[str, ...] = ()) -> Kernel:
+        program = tmp_path_factory.mktemp("preprocess") / "preprocess_run"
+        warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+        sources = [ROOT / "tests" / "kernels" / "preprocess_run.cpp", "-x", "c++", source]
+        subprocess.run(
+            [cxx, "-std=c++17", "-DMELIAD_CUDA_ON_CPU", *warnings, *flags, *sources, "-o", program], check=True
+        )
+        return Kernel(program, launcher)
+
+    return compile_kernel
+
+
+@pytest.fixture(scope="session")
+def kernel(compile_kernel: Callable[..., Kernel]) -> Kernel:
+    """Compiled with the address and undefined-behaviour sanitizers."""
+    return compile_kernel("-O2", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def check_against_the_definition(image: NDArray[np.uint8], frame: NDArray[np.uint8]) -> None:
@@ -213,6 +231,42 @@ def test_a_constant_stays_what_it_is(
 ) -> None:
     frame = np.full((*frame_hw, 3), grey, np.uint8) // np.array([1, 2, 3], np.uint8)
     assert (kernel(frame, model_hw) == frame[0, 0]).all()
+
+
+def test_every_barrier_is_needed_and_its_absence_is_seen(
+    kernel: Kernel, compile_kernel: Callable[..., Kernel], tmp_path: Path
+) -> None:
+    frames = [random_frame(33, 20), random_frame(90, 160)]
+    expected = [kernel(frame, (64, 64)) for frame in frames]
+    source, barrier = (
+        SOURCE.read_text().replace('"preprocess.hpp"', f'"{SOURCE.parent / "preprocess.hpp"}"'),
+        "__syncthreads();",
+    )
+    pieces = source.split(barrier)
+    assert len(pieces) == 3
+
+    def outputs_change(without: Kernel, frame: NDArray[np.uint8], whole: NDArray[Any], seed: int) -> bool:
+        try:
+            return bool((without(frame, (64, 64), seed=seed) != whole).any())
+        except AssertionError:  # it crashed, or wrote elsewhere
+            return True
+
+    for number in range(1, len(pieces)):
+        file = tmp_path / "without.cu"
+        file.write_text(barrier.join(pieces[:number]) + ";" + barrier.join(pieces[number:]))
+        without = compile_kernel("-O1", source=file)
+        pairs = list(zip(frames, expected, strict=True))
+        changed = any(outputs_change(without, frame, whole, seed) for seed in range(4) for frame, whole in pairs)
+        assert changed, f"barrier {number} does nothing"
+
+
+def test_no_thread_reads_what_another_may_be_writing(compile_kernel: Callable[..., Kernel]) -> None:
+    if shutil.which("setarch") is None:
+        pytest.skip("no setarch on this machine: ThreadSanitizer needs it to switch address randomisation off")
+    flags = ["-O1", "-g", "-fsanitize=thread", "-DMELIAD_ON_CPU_THREADS", "-pthread"]
+    raced = compile_kernel(*flags, launcher=("setarch", "-R"))
+    raced(random_frame(90, 160), (64, 64))
+    raced(random_frame(33, 20), (40, 24), "half")
 
 
 @pytest.mark.parametrize(("frame_hw", "model_hw"), [((90, 160), (64, 64)), ((91, 161), (40, 70)), ((33, 20), (64, 64))])

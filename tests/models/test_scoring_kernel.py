@@ -73,6 +73,20 @@ def test_strides_do_not_matter() -> None:
         assert torch.equal(mine, plain)
 
 
+@pytest.mark.usefixtures("with_kernel")
+def test_prototypes_that_change_are_packed_again() -> None:
+    embeddings, prototypes, direction = inputs()
+    fused_patch_entropy_score(embeddings, prototypes, direction, PARAMETERS)
+    prototypes *= 1.5
+    changed = fused_patch_entropy_score(embeddings, prototypes, direction, PARAMETERS)
+    assert_agree(changed, patch_entropy_score(embeddings, prototypes, direction, PARAMETERS))
+    other = replace(PARAMETERS, softness=0.9)
+    assert_agree(
+        fused_patch_entropy_score(embeddings, prototypes, direction, other),
+        patch_entropy_score(embeddings, prototypes, direction, other),
+    )
+
+
 def test_no_images() -> None:
     score, evidence, nearest = fused_patch_entropy_score(*inputs(images=0), PARAMETERS)
     assert [list(tensor.shape) for tensor in (score, evidence, nearest)] == [[0], [0, 5, 7], [0, 2, 5, 7]]
@@ -101,6 +115,7 @@ def test_gradients_are_those_of_the_plain_function() -> None:
         ({"embeddings": torch.zeros(1, 32, 5, 7)}, r"embeddings \[1, 32, 5, 7\].*expected \[N, D, H, W\]"),
         ({"direction": torch.zeros(32)}, r"direction \[32\].*expected"),
         ({"embeddings": torch.zeros(1, 33, 5, 7, dtype=torch.float64)}, "embeddings are torch.float64"),
+        ({"prototypes": torch.zeros(40, 33, device="meta")}, "are on cpu, meta; move them to one device"),
         ({"parameters": replace(PARAMETERS, n_normal=40)}, "do not fit n_normal = 40"),
         ({"parameters": replace(PARAMETERS, top_cells=36)}, "do not fit .* top_cells = 36"),
     ],
