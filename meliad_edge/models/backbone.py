@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +77,19 @@ class Backbone(nn.Module):
         shift: Tensor = self.shift  # type: ignore[assignment]
         scale: Tensor = self.scale  # type: ignore[assignment]
         pixels = frames.permute(0, 3, 1, 2).float()
-        if self.even_light:
-            pixels = _even_light(pixels)
-        images = (pixels - shift) * scale
-        return tuple(self.features(images))
+        images = _even_light(pixels) + (EVEN_MEAN - shift) if self.even_light else pixels - shift
+        return tuple(self.features(images * scale))
 
 
 def _even_light(pixels: Tensor) -> Tensor:
     """Same mean and spread over all pixels and colours of an image, so that exposure does not look like a defect.
 
-    A flat image, whose spread is mostly noise, is stretched less.
+    A flat image, whose spread is mostly noise, is stretched less. The result is relative to ``EVEN_MEAN``, and clipped
+    where their sum would be no colour. Written for few passes over the image.
     """
-    mean = pixels.mean((1, 2, 3), keepdim=True)
-    spread = (pixels - mean).square().mean((1, 2, 3), keepdim=True).sqrt()
-    return ((pixels - mean) * (EVEN_SPREAD / (spread + SMALLEST_SPREAD)) + EVEN_MEAN).clamp(0.0, 255.0)
+    centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
+    spread: Tensor = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True) / math.sqrt(pixels[0].numel())
+    return (centred * (EVEN_SPREAD / (spread + SMALLEST_SPREAD))).clamp(-EVEN_MEAN, 255.0 - EVEN_MEAN)
 
 
 def load_backbone(

@@ -68,20 +68,20 @@ class MeliadNetwork(PrototypeNetwork):
     def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of strides 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
         fine, coarse = pooled_levels(levels)
-        whitened = self.metric_fine(fine)
+        whitened: Tensor = self.metric_fine(fine)
         whitened = whitened + upsample_to(self.metric_coarse(coarse), whitened)
         typical_length: Tensor = self.typical_length  # type: ignore[assignment]
         place_scale: Tensor = self.place_scale  # type: ignore[assignment]
-        return damp_length(whitened, typical_length, dim=1) * place_scale
+        return whitened * (length_damping(whitened, typical_length, dim=1) * place_scale)
 
 
-def damp_length(whitened: Tensor, typical_length: Tensor, dim: int) -> Tensor:
-    """Pull the lengths of embeddings together, so that direction counts more than contrast [ours].
+def length_damping(whitened: Tensor, typical_length: Tensor, dim: int) -> Tensor:
+    """Factors that pull the lengths of embeddings together, so that direction counts more than contrast [ours].
 
     z -> z (|z| / typical length)^-0.75, between whitened (exponent 0) and cosine (exponent -1) embeddings.
     """
-    length = whitened.square().sum(dim, keepdim=True).sqrt() / typical_length
-    return whitened * length.clamp_min(_SHORTEST).pow(-LENGTH_DAMPING)
+    length: Tensor = torch.linalg.vector_norm(whitened, dim=dim, keepdim=True) / typical_length
+    return length.clamp_min(_SHORTEST).pow(-LENGTH_DAMPING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,8 @@ def _embed(features: NDArray[np.float32], whitening: Whitening, typical_length: 
     """Whiten and damp, image by image, in the memory of the features."""
     length = torch.tensor(typical_length)
     for image in features:
-        image[:] = damp_length(torch.from_numpy(whitening(image)), length, dim=-1).numpy()
+        whitened = torch.from_numpy(whitening(image))
+        image[:] = (whitened * length_damping(whitened, length, dim=-1)).numpy()
     return _Cells(features)
 
 
