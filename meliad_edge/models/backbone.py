@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def _even_light(pixels: Tensor) -> Tensor:
     where their sum would be no colour. Written for few passes over the image.
     """
     centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
-    spread: Tensor = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True) / math.sqrt(pixels[0].numel())
+    spread = centred.square().mean((1, 2, 3), keepdim=True).sqrt()
     return (centred * (EVEN_SPREAD / (spread + SMALLEST_SPREAD))).clamp(-EVEN_MEAN, 255.0 - EVEN_MEAN)
 
 

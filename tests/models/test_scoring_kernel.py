@@ -115,7 +115,6 @@ def test_gradients_are_those_of_the_plain_function() -> None:
         ({"embeddings": torch.zeros(1, 32, 5, 7)}, r"embeddings \[1, 32, 5, 7\].*expected \[N, D, H, W\]"),
         ({"direction": torch.zeros(32)}, r"direction \[32\].*expected"),
         ({"embeddings": torch.zeros(1, 33, 5, 7, dtype=torch.float64)}, "embeddings are torch.float64"),
-        ({"prototypes": torch.zeros(40, 33, device="meta")}, "are on cpu, meta; move them to one device"),
         ({"parameters": replace(PARAMETERS, n_normal=40)}, "do not fit n_normal = 40"),
         ({"parameters": replace(PARAMETERS, top_cells=36)}, "do not fit .* top_cells = 36"),
     ],
@@ -125,6 +124,12 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> N
     arguments = {"embeddings": embeddings, "prototypes": prototypes, "direction": direction, "parameters": PARAMETERS}
     with pytest.raises(ValueError, match=message):
         fused_patch_entropy_score(**(arguments | change))
+
+
+def test_tensors_on_several_devices_are_refused() -> None:
+    embeddings, prototypes, direction = inputs()
+    with pytest.raises(ValueError, match="are on cpu, meta; move them to one device"):
+        scoring_kernel._check(embeddings, prototypes.to("meta"), direction, PARAMETERS)
 
 
 def test_without_the_library_pytorch_does_it_and_says_so_once(
