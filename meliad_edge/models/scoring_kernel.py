@@ -161,16 +161,15 @@ def _kernel(device: str) -> _Kernel | None:
     if library is not None and device == "cpu":
         scorers = _Scorers(library)
         return lambda parameters, prototypes, batch: _run_on_cpu(scorers, parameters, prototypes, batch)
-    has_cuda = library is not None and hasattr(library, "meliad_cuda_score_patches")
-    if (
-        library is not None
-        and device == "cuda"
-        and has_cuda
-        and torch.cuda.get_device_capability() >= _OLDEST_CAPABILITY
-    ):
+    if library is not None and device == "cuda" and _serves_cuda(library):
         return lambda parameters, prototypes, batch: _run_on_cuda(library, parameters, prototypes, batch)
     _logger.warning("there is no compiled scoring kernel for %s tensors; PyTorch's own operators do its work", device)
     return None
+
+
+def _serves_cuda(library: ctypes.CDLL) -> bool:
+    """Whether it was built with CUDA, and the device is new enough for its kernels."""
+    return hasattr(library, "meliad_cuda_score_patches") and torch.cuda.get_device_capability() >= _OLDEST_CAPABILITY
 
 
 def _load() -> ctypes.CDLL | None:
