@@ -190,6 +190,8 @@ def pixel_metrics(
             image_counts[row, index] = np.bincount(bin_of_level[where], weights, minlength=len(bins))
     auroc, ap, aupro_30, aupro_05 = _pixel_measures(counts[:, np.newaxis, ::-1], regions.sum(keepdims=True))
     copies = _stratified_copies(regions > 0, seed, resamples)
+    # Where one image is defective all over, a resample may have no normal pixel; the whole set takes its place.
+    copies[copies @ image_counts[1].sum(axis=1) == 0] = 1.0
     resampled = np.matmul(copies.astype(np.float32), image_counts[..., ::-1]).astype(np.float64)
     auroc_ci, ap_ci, aupro_30_ci, aupro_05_ci = map(_interval, _pixel_measures(resampled, copies @ regions))
     return PixelMetrics(

@@ -136,6 +136,14 @@ def test_pixel_metrics_agree_with_the_definitions(case):
     assert result.test_masks == sum(bool(mask.any()) for mask in masks)
 
 
+def test_resamples_without_a_normal_pixel_do_not_count():
+    maps = [np.eye(3, dtype=np.float32), np.ones((1, 1), np.float32)]
+    masks = [np.eye(3) > 0, np.ones((1, 1)) > 0]
+    result = pixel_metrics(maps, masks, resamples=50)
+    assert result.pixel_auroc == 1.0
+    assert result.pixel_auroc_ci == (1.0, 1.0)
+
+
 def test_constant_scores_are_chance_level():
     result = image_metrics([0.7] * 10, [True] * 4 + [False] * 6)
     assert (result.image_auroc, result.image_ap) == (0.5, 0.4)
