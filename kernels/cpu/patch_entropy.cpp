@@ -100,10 +100,6 @@ float evidence(const PatchEntropyParameters& parameters, const TileSummary& summ
   return std::isfinite(value) ? value : std::numeric_limits<float>::quiet_NaN();
 }
 
-}  // namespace
-
-namespace {
-
 InstructionSet best_of_processor() {
 #ifdef __x86_64__
   __builtin_cpu_init();

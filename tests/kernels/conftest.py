@@ -292,3 +292,24 @@ class Precision:
 @pytest.fixture(scope="session")
 def precision(reference: Callable[..., Outputs]) -> Precision:
     return Precision(reference)
+
+
+@pytest.fixture(scope="session")
+def check_broken_cell() -> Callable[[Callable[[Case], Outputs], float], None]:
+    """Checks that a cell with such a value never looks normal, and that nothing else changes, not even in a bit."""
+
+    def check(run: Callable[[Case], Outputs], value: float) -> None:
+        case = _make_case(images=3)
+        clean = run(case)
+        z = case.z.copy()
+        z[1, 20, 2, 3] = value
+        outputs = run(case.but(z=z))
+        assert np.isnan(outputs.score[1])
+        assert np.isnan(outputs.map[1, 2, 3])
+        assert outputs.nearest[1, :, 2, 3].tolist() == [0, case.parameters.n_normal]
+        elsewhere = np.ones(z[:, 0].shape, bool)
+        elsewhere[1, 2, 3] = False
+        np.testing.assert_array_equal(outputs.map[elsewhere], clean.map[elsewhere])
+        np.testing.assert_array_equal(outputs.score[[0, 2]], clean.score[[0, 2]])
+
+    return check

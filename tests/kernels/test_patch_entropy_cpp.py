@@ -47,3 +47,9 @@ def test_a_cell_that_cannot_be_scored_never_looks_normal(
     np.testing.assert_allclose(outputs.map, exact.map, atol=1e-4)
     np.testing.assert_allclose(outputs.score, exact.score, atol=1e-4)
     np.testing.assert_array_equal(outputs.nearest, exact.nearest)
+
+
+def test_the_environment_can_ask_for_less(make_case: Any, sanitized: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MELIAD_EDGE_INSTRUCTION_SET", "baseline")
+    assert sanitized.run(make_case(), "baseline").stderr == b"baseline"
+    assert sanitized.run(make_case(), "avx2").returncode == 3, "not to be had"

@@ -67,21 +67,9 @@ def test_large(implementation: str, shape: dict[str, int], make_case: Any, sanit
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=["nan", "inf", "-inf"])
 def test_a_cell_that_cannot_be_scored_never_looks_normal(
-    value: float, implementation: str, make_case: Any, sanitized: Any
+    value: float, implementation: str, sanitized: Any, check_broken_cell: Any
 ) -> None:
-    case = make_case(images=3)
-    clean = sanitized(case, implementation)
-    z = case.z.copy()
-    z[1, 20, 2, 3] = value
-    outputs = sanitized(case.but(z=z), implementation)
-    assert np.isnan(outputs.score[1])
-    assert np.isnan(outputs.map[1, 2, 3])
-    assert outputs.nearest[1, :, 2, 3].tolist() == [0, case.parameters.n_normal]
-    # Nothing else changes, not even in the last bit.
-    elsewhere = np.ones(z[:, 0].shape, bool)
-    elsewhere[1, 2, 3] = False
-    np.testing.assert_array_equal(outputs.map[elsewhere], clean.map[elsewhere])
-    np.testing.assert_array_equal(outputs.score[[0, 2]], clean.score[[0, 2]])
+    check_broken_cell(lambda case: sanitized(case, implementation), value)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -93,21 +93,18 @@ def test_lowest_index_wins_a_tie(make_case: Any, onnxruntime_op: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30], ids=["nan", "inf", "-inf", "overflow"])
-def test_a_cell_that_cannot_be_scored_never_looks_normal(value: float, make_case: Any, onnxruntime_op: Any) -> None:
-    case = make_case(images=3)
-    clean = onnxruntime_op(case)
-    z = case.z.copy()
-    z[1, 20, 2, 3] = value
-    outputs = onnxruntime_op(case.but(z=z))
+def test_a_cell_that_cannot_be_scored_never_looks_normal(
+    value: float, onnxruntime_op: Any, check_broken_cell: Any
+) -> None:
+    check_broken_cell(onnxruntime_op, value)
 
-    assert np.isnan(outputs.score[1])
-    assert np.isnan(outputs.map[1, 2, 3])
-    assert outputs.nearest[1, :, 2, 3].tolist() == [0, case.parameters.n_normal]
-    # Nothing else changes, not even in the last bit.
-    elsewhere = np.ones(z[:, 0].shape, bool)
-    elsewhere[1, 2, 3] = False
-    np.testing.assert_array_equal(outputs.map[elsewhere], clean.map[elsewhere])
-    np.testing.assert_array_equal(outputs.score[[0, 2]], clean.score[[0, 2]])
+
+def test_an_instruction_set_that_does_not_exist_is_refused(
+    make_case: Any, onnxruntime_op: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MELIAD_EDGE_INSTRUCTION_SET", "avx1024")
+    with pytest.raises(Exception, match='is "avx1024"; it must be baseline, avx2, avx512 or amx'):
+        onnxruntime_op.session(make_case())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "inf"])
