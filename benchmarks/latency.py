@@ -17,6 +17,7 @@ from meliad_edge.bundle import Bundle, require_golden
 from meliad_edge.data.images import decode_image
 from meliad_edge.data.preprocess import to_model_input
 from meliad_edge.monitor.latency import LatencySummary, summarise
+from meliad_edge.precision import Precision
 from meliad_edge.progress import progress_bar
 from meliad_edge.runtime.load import load_engine
 from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
@@ -66,7 +67,12 @@ class LatencyReport:
 
 
 def measure_latency(
-    bundle: Bundle, *, frame_hw: tuple[int, int] = (480, 640), frames: int = 200, threads: int | None = None
+    bundle: Bundle,
+    precision: Precision,
+    *,
+    frame_hw: tuple[int, int] = (480, 640),
+    frames: int = 200,
+    threads: int | None = None,
 ) -> LatencyReport:
     """Time every stage from a JPEG file to the decision.
 
@@ -74,14 +80,15 @@ def measure_latency(
 
     Args:
         bundle: The model.
+        precision: Which of its graphs.
         frame_hw: Height and width of the frames.
         frames: Frames measured after the warm-up.
         threads: Threads of the engine.
     """
     start = time.perf_counter()
-    engine = load_engine(bundle, threads=threads)
+    engine = load_engine(bundle, precision, threads=threads)
     cold_start_s = time.perf_counter() - start
-    predictor = Predictor(bundle, engine)
+    predictor = Predictor(bundle, engine, precision)
     samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
     with tempfile.TemporaryDirectory(prefix="meliad-bench-") as folder:
         files = _write_frames(bundle, frame_hw, Path(folder))
@@ -93,7 +100,7 @@ def measure_latency(
                 for stage, seconds in _time_frame(predictor, files[index % len(files)]).items():
                     samples[stage].append(seconds)
                 bar.advance(task)
-        share = _score_share(bundle, threads, Path(folder))
+        share = _score_share(bundle, precision, threads, Path(folder))
     summaries = {stage: summarise(values) for stage, values in samples.items() if stage != "score"}
     infer = np.asarray(samples["infer"])
     summaries["infer"], summaries["score"] = summarise(infer * (1.0 - share)), summarise(infer * share)
@@ -143,9 +150,9 @@ def _warm_up(predictor: Predictor, files: Sequence[Path]) -> None:
         count += 1
 
 
-def _score_share(bundle: Bundle, threads: int | None, folder: Path) -> float:
+def _score_share(bundle: Bundle, precision: Precision, threads: int | None, folder: Path) -> float:
     """Median share of the scoring in the engine's time, from ONNX Runtime's own profile of a separate session."""
-    engine = OnnxRuntimeEngine(bundle.model, threads=threads, profile_prefix=folder / "profile")
+    engine = OnnxRuntimeEngine(bundle.models[precision], threads=threads, profile_prefix=folder / "profile")
     frame = to_model_input(bundle.golden[0].frame, engine.input_size_hw)[np.newaxis]
     for _ in range(_PROFILED_RUNS):
         engine.infer(frame)

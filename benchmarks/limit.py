@@ -20,6 +20,7 @@ from meliad_edge.calibrate import calibrate
 from meliad_edge.export.graph import export_bare_backbone, export_graph
 from meliad_edge.models.backbone import DEFAULT_BACKBONE, load_backbone
 from meliad_edge.models.network import DetectorNetwork
+from meliad_edge.precision import DEFAULT_LIMITS
 from meliad_edge.progress import track
 from meliad_edge.runtime.load import load_predictor
 from meliad_edge.runtime.predictor import Predictor
@@ -105,6 +106,7 @@ def _predictor(network: DetectorNetwork, path: Path) -> Predictor:
         input_hw=network.input_hw,
         grid_hw=network.grid_hw,
         top_cells=network.top_cells,
+        precisions={"fp32": DEFAULT_LIMITS["fp32"]},
         created_by=f"meliad-edge {__version__}",
         dataset="benchmark",
         licence="none",
@@ -112,7 +114,7 @@ def _predictor(network: DetectorNetwork, path: Path) -> Predictor:
         shots=10,
     )
     # A threshold no frame reaches: regions are drawn on alarms alone, and alarms are rare.
-    write_bundle(path, manifest, export_graph(network).SerializeToString(), calibrate([1e6]), (), ())
+    write_bundle(path, manifest, {"fp32": export_graph(network).SerializeToString()}, calibrate([1e6]), (), ())
     return load_predictor(path)
 
 

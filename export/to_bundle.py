@@ -17,6 +17,7 @@ from meliad_edge.errors import ParityError
 from meliad_edge.export.graph import export_graph
 from meliad_edge.models import create_detector
 from meliad_edge.parity import ParityResult, compare, require_parity
+from meliad_edge.precision import DEFAULT_LIMITS
 from meliad_edge.run import Run
 from meliad_edge.runtime.engine import Engine, RawScores, infer_all
 from meliad_edge.runtime.kernel_library import find_kernel_library
@@ -89,13 +90,14 @@ def export_bundle(run: Run, out: Path) -> tuple[Manifest, list[ParityResult]]:
         input_hw=run.network.input_hw,
         grid_hw=run.network.grid_hw,
         top_cells=run.network.top_cells,
+        precisions={"fp32": DEFAULT_LIMITS["fp32"]},
         created_by=f"meliad-edge {__version__}",
         dataset=run.dataset[:200],
         licence=run.licence,
         train_normals=len(run.split.train_normal),
         shots=len(run.split.shots),
     )
-    return write_bundle(out, manifest, model, run.calibration, _golden(run, replay), run.exemplars), results
+    return write_bundle(out, manifest, {"fp32": model}, run.calibration, _golden(run, replay), run.exemplars), results
 
 
 def _golden(run: Run, replay: ReplayFrames) -> list[GoldenFrame]:

@@ -3,7 +3,8 @@
 A stored ZIP with these parts, each listed with size and SHA-256 in ``manifest.json``:
 
     manifest.json       what the model is, where it came from, its parts
-    model.onnx          uint8 frames in, raw scores, maps and nearest prototypes out
+    model.fp32.onnx     uint8 frames in, raw scores, maps and nearest prototypes out; model.fp16.onnx and
+                        model.int8.onnx are the same model in lower precision, where exported
     calibration.json    threshold and the calibration scores behind it
     golden.json         file names, labels and expected scores of the golden frames
     golden/NNN.png      golden frames at model size
@@ -38,8 +39,9 @@ from meliad_edge.calibrate import Calibration
 from meliad_edge.data.images import decode_image
 from meliad_edge.errors import BundleError, ImageError
 from meliad_edge.exemplars import Exemplar, from_fields, to_contact_sheet, to_fields
+from meliad_edge.precision import PRECISIONS, ParityLimits, Precision
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _MAX_PARTS = 256
 _MAX_PART_BYTES = 512 * 1024 * 1024
@@ -47,7 +49,7 @@ _MAX_TOTAL_BYTES = 1024 * 1024 * 1024
 _MAX_SHEET_PIXELS = 64 * 1024 * 1024
 _MAX_INPUT_SIDE = 1024
 _PART_NAME = re.compile(
-    r"manifest\.json|model\.onnx|calibration\.json|golden\.json|golden/[0-9]{3}\.png|golden/maps\.npy|exemplars\.(json|png)"
+    r"manifest\.json|model\.(fp32|fp16|int8)\.onnx|calibration\.json|golden\.json|golden/[0-9]{3}\.png|golden/maps\.npy|exemplars\.(json|png)"
 )
 
 
@@ -64,7 +66,12 @@ class Part(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a bundle says about itself."""
+    """What a bundle says about itself.
+
+    Attributes:
+        precisions: Those it carries a graph in, with the differences that pass as the same model; ``"fp32"`` is
+            always one of them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -73,7 +80,7 @@ class Manifest(BaseModel):
     name: str = Field(max_length=200)
     detector: str = Field(max_length=64)
     backbone: str = Field(max_length=64)
-    precision: Literal["fp32"] = "fp32"
+    precisions: dict[Precision, ParityLimits]
     input_hw: tuple[_Side, _Side]
     grid_hw: tuple[_Side, _Side]
     top_cells: int | None = Field(ge=1)
@@ -109,21 +116,25 @@ class Bundle:
     """An opened and verified ``.meliad`` file, in memory."""
 
     manifest: Manifest
-    model: bytes
+    models: Mapping[Precision, bytes]
     calibration: Calibration
     golden: tuple[GoldenFrame, ...]
     exemplars: tuple[Exemplar, ...]
 
     @property
-    def model_sha256(self) -> str:
-        """Digest of the ONNX graph; identifies the model in logs, events and caches."""
-        return hashlib.sha256(self.model).hexdigest()
+    def default_precision(self) -> Precision:
+        """What a processor runs when nothing else is asked for: INT8 where it was exported, else FP32."""
+        return "int8" if "int8" in self.models else "fp32"
+
+    def model_sha256(self, precision: Precision) -> str:
+        """Digest of the ONNX graph in a precision it carries; identifies the model in logs, events and caches."""
+        return self.manifest.parts[part_of_model(precision)].sha256
 
 
 def write_bundle(
     path: Path,
     manifest: Manifest,
-    model: bytes,
+    models: Mapping[Precision, bytes],
     calibration: Calibration,
     golden: Sequence[GoldenFrame],
     exemplars: Sequence[Exemplar],
@@ -136,7 +147,7 @@ def write_bundle(
         The manifest as written, with its list of parts.
     """
     contents: dict[str, bytes] = {
-        "model.onnx": model,
+        **{part_of_model(precision): model for precision, model in models.items()},
         "calibration.json": _to_json(asdict(calibration)),
         "golden.json": _to_json([{"name": g.name, "defect": g.defect, "score": g.score} for g in golden]),
         "exemplars.json": _to_json(to_fields(exemplars)),
@@ -277,7 +288,20 @@ def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
     exemplars: tuple[Exemplar, ...] = ()
     if exemplar_fields:
         exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"], _MAX_SHEET_PIXELS))
-    return Bundle(manifest, contents["model.onnx"], calibration, golden, exemplars)
+    return Bundle(manifest, _read_models(manifest, contents), calibration, golden, exemplars)
+
+
+def _read_models(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[Precision, bytes]:
+    models = {p: contents[part_of_model(p)] for p in PRECISIONS if part_of_model(p) in contents}
+    if set(models) != set(manifest.precisions) or "fp32" not in models:
+        msg = f"the manifest names the precisions {sorted(manifest.precisions)}, the graphs are {sorted(models)}"
+        raise ValueError(msg)
+    return models
+
+
+def part_of_model(precision: Precision) -> str:
+    """Name of the part that holds the graph of a precision."""
+    return f"model.{precision}.onnx"
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

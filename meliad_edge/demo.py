@@ -92,7 +92,7 @@ def run_demo(out: Path, report: Callable[[str, str], None]) -> Path:
         f"{video.name}: {summary.frames.scored} frames at {summary.throughput_fps:.0f} per second, {hits} of "
         f"{_CELLS_PER_KIND} defective and {false_alarms} of {_CELLS_PER_KIND} good cells raised an alarm",
     )
-    latency = measure_latency(open_bundle(model), frames=100)
+    latency = measure_latency(open_bundle(model), "fp32", frames=100)
     total = latency.stages["total"]
     report(
         "latency",

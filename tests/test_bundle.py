@@ -21,11 +21,13 @@ from meliad_edge.bundle import Bundle, GoldenFrame, Manifest, open_bundle, write
 from meliad_edge.calibrate import calibrate
 from meliad_edge.errors import BundleError
 from meliad_edge.exemplars import Exemplar
+from meliad_edge.precision import DEFAULT_LIMITS
 
 Parts = dict[str, bytes]
 
 MANIFEST = Manifest(
     name="test", detector="meliad", backbone="tf_efficientnet_lite0", input_hw=(32, 48), grid_hw=(2, 3), top_cells=1,
+    precisions={"fp32": DEFAULT_LIMITS["fp32"]},
     created_by="tests", dataset="none", licence="none", train_normals=3, shots=2,
 )  # fmt: skip
 MODEL = bytes(range(256)) * 8
@@ -58,7 +60,7 @@ def path(tmp_path: Path) -> Path:
     """A small valid bundle in a folder of its own."""
     (tmp_path / "bundle").mkdir()
     path = tmp_path / "bundle" / "test.meliad"
-    write_bundle(path, MANIFEST, MODEL, calibrate([0.5, 1.25, 0.75]), golden_frames(), exemplars())
+    write_bundle(path, MANIFEST, {"fp32": MODEL}, calibrate([0.5, 1.25, 0.75]), golden_frames(), exemplars())
     return path
 
 
@@ -97,7 +99,7 @@ def refused(path: Path) -> str:
 
 def assert_equal(first: Bundle, second: Bundle) -> None:
     assert first.manifest == second.manifest
-    assert first.model == second.model
+    assert first.models == second.models
     assert first.calibration == second.calibration
     for ours, theirs in zip(first.golden, second.golden, strict=True):
         assert (ours.name, ours.defect, ours.score) == (theirs.name, theirs.defect, theirs.score)
@@ -113,21 +115,22 @@ def test_what_is_written_is_read(path: Path) -> None:
     manifest = bundle.manifest
     assert manifest.model_copy(update={"parts": {}}) == MANIFEST
     assert_equal(
-        bundle, Bundle(manifest, MODEL, calibrate([0.5, 1.25, 0.75]), tuple(golden_frames()), tuple(exemplars()))
+        bundle,
+        Bundle(manifest, {"fp32": MODEL}, calibrate([0.5, 1.25, 0.75]), tuple(golden_frames()), tuple(exemplars())),
     )
-    assert bundle.model_sha256 == hashlib.sha256(MODEL).hexdigest() == manifest.parts["model.onnx"].sha256
+    assert bundle.model_sha256("fp32") == hashlib.sha256(MODEL).hexdigest() == manifest.parts["model.fp32.onnx"].sha256
     assert [entry.name for entry in path.parent.iterdir()] == ["test.meliad"]
 
 
 def test_a_bundle_may_be_without_golden_frames_and_exemplars(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "bare.meliad", MANIFEST, MODEL, calibrate([1.0]), [], [])
+    write_bundle(tmp_path / "bare.meliad", MANIFEST, {"fp32": MODEL}, calibrate([1.0]), [], [])
     bundle = open_bundle(tmp_path / "bare.meliad")
     assert (bundle.golden, bundle.exemplars) == ((), ())
 
 
 def test_equal_contents_are_equal_files(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "deep" / "folder" / "again.meliad"
-    write_bundle(other, MANIFEST, MODEL, calibrate([0.5, 1.25, 0.75]), golden_frames(), exemplars())
+    write_bundle(other, MANIFEST, {"fp32": MODEL}, calibrate([0.5, 1.25, 0.75]), golden_frames(), exemplars())
     assert other.read_bytes() == path.read_bytes()
 
 
@@ -170,7 +173,7 @@ def test_cut_short(path: Path, tenth: int) -> None:
         "golden/0000.png",
         "golden/00a.png",
         "MODEL.ONNX",
-        "model.onnx\n",
+        "model.fp32.onnx\n",
         "golden/",
         "notes.txt",
         "golden/٠٠٠.png",
@@ -184,16 +187,16 @@ def test_other_names_are_refused(path: Path, name: str) -> None:
 
 def test_a_second_part_of_one_name(path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
-        archive.writestr("model.onnx", b"another model")
-    assert "unexpected part 'model.onnx'" in refused(path)
+        archive.writestr("model.fp32.onnx", b"another model")
+    assert "unexpected part 'model.fp32.onnx'" in refused(path)
 
 
 def test_a_link_is_never_followed(path: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     parts = read_parts(path)
-    del parts["model.onnx"]
+    del parts["model.fp32.onnx"]
     write_parts(path, parts, sign=False)
-    entry = zipfile.ZipInfo("model.onnx")
+    entry = zipfile.ZipInfo("model.fp32.onnx")
     entry.external_attr = 0o120777 << 16
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(entry, "../secret")
@@ -202,7 +205,7 @@ def test_a_link_is_never_followed(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compressed_parts_are_refused_before_they_are_unpacked(path: Path, compression: int) -> None:
-    write_parts(path, read_parts(path) | {"model.onnx": bytes(50_000_000)}, compression=compression)
+    write_parts(path, read_parts(path) | {"model.fp32.onnx": bytes(50_000_000)}, compression=compression)
     tracemalloc.start()
     try:
         assert "is compressed" in refused(path)
@@ -215,7 +218,7 @@ def test_compressed_parts_are_refused_before_they_are_unpacked(path: Path, compr
 def test_a_size_that_is_not_there_is_not_believed(path: Path, size: int) -> None:
     data = bytearray(path.read_bytes())
     # Uncompressed size, and for the smallest also the compressed one, in the central directory.
-    at = data.rindex(b"model.onnx") - 46
+    at = data.rindex(b"model.fp32.onnx") - 46
     assert data[at : at + 4] == b"PK\x01\x02"
     data[at + 24 : at + 28] = struct.pack("<I", size)
     if size == 10_000_000:
@@ -236,13 +239,15 @@ def test_too_many_parts(path: Path) -> None:
 
 def test_an_encrypted_part(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    at = data.rindex(b"model.onnx") - 46
+    at = data.rindex(b"model.fp32.onnx") - 46
     data[at + 8] |= 1
     path.write_bytes(data)
     refused(path)
 
 
-@pytest.mark.parametrize("part", ["model.onnx", "calibration.json", "golden.json", "golden/001.png", "exemplars.png"])
+@pytest.mark.parametrize(
+    "part", ["model.fp32.onnx", "calibration.json", "golden.json", "golden/001.png", "exemplars.png"]
+)
 def test_a_part_that_was_changed(path: Path, part: str) -> None:
     parts = read_parts(path)
     write_parts(path, parts | {part: parts[part][:-1] + b"?"}, sign=False)
@@ -252,7 +257,7 @@ def test_a_part_that_was_changed(path: Path, part: str) -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        "model.onnx",
+        "model.fp32.onnx",
         "calibration.json",
         "golden.json",
         "golden/001.png",
@@ -281,7 +286,7 @@ def test_a_part_the_manifest_does_not_know(path: Path) -> None:
     assert "'golden/003.png' is missing or not in the manifest" in refused(path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5, [1]])
+@pytest.mark.parametrize("version", [0, 1, 3, "1", None, 1.5, [1]])
 def test_another_schema_version(path: Path, version: object) -> None:
     parts = read_parts(path)
     manifest = json.loads(parts["manifest.json"]) | {"schema_version": version}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from meliad_edge.cli.options import BundleFile, Json
+from meliad_edge.cli.options import BundleFile, BundlePrecision, Json
 from meliad_edge.cli.output import print_json, print_table, say
 from meliad_edge.errors import UsageError
 
@@ -17,6 +17,7 @@ def command(
     json: Json = False,
     frames: Annotated[int, typer.Option(min=10, help="Frames to measure after the warm-up.")] = 200,
     frame_size: Annotated[str, typer.Option(metavar="WxH", help="Size of the frames that are decoded.")] = "640x480",
+    precision: BundlePrecision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
 ) -> None:
     """Measure a bundle's latency: capture, decode, preprocess, infer, score, post."""
@@ -25,12 +26,14 @@ def command(
     from meliad_edge.bundle import open_bundle
 
     bundle = open_bundle(model)
-    report = measure_latency(bundle, frame_hw=_parse_size(frame_size), frames=frames, threads=threads)
+    precision = precision or bundle.default_precision
+    report = measure_latency(bundle, precision, frame_hw=_parse_size(frame_size), frames=frames, threads=threads)
     if json:
         print_json(
             {
                 "model": str(model),
-                "model_sha256": bundle.model_sha256,
+                "model_sha256": bundle.model_sha256(precision),
+                "precision": precision,
                 **report.to_dict(),
                 "environment": describe_environment(),
             }
@@ -47,7 +50,8 @@ def command(
                 )
                 for stage, v in report.stages.items()
             ],
-            caption=f"{report.engine}, {frames} frames of {frame_size}, percentiles as trtexec defines them; "
+            caption=f"{report.engine}, {precision}, {frames} frames of {frame_size}, "
+            "percentiles as trtexec defines them; "
             "infer and score are the engine's time, split by its profile",
         )
         say("start", f"session ready in {report.cold_start_s:.2f} s, first frame {1e3 * report.first_frame_s:.1f} ms")

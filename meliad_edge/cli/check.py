@@ -28,7 +28,7 @@ def command(
     from meliad_edge.runtime.load import load_engine
 
     bundle = open_bundle(model)
-    results = [check_golden(bundle, load_engine(bundle))]
+    results = [check_golden(bundle, load_engine(bundle, "fp32"))]
     run = None
     if against is not None:
         require_extra("torch", "train")
@@ -37,7 +37,7 @@ def command(
         from meliad_edge.run import load_run
 
         run = load_run(against)
-        results += check_parity(run, bundle.model, replay_frames(run))
+        results += check_parity(run, bundle.models["fp32"], replay_frames(run))
     if json:
         print_json({"passed": all(r.passed for r in results), "engines": [r.to_dict() for r in results]})
     else:

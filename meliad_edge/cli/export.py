@@ -32,7 +32,7 @@ def command(
             {
                 "bundle": str(path),
                 "bytes": path.stat().st_size,
-                "model_sha256": manifest.parts["model.onnx"].sha256,
+                "model_sha256": manifest.parts["model.fp32.onnx"].sha256,
                 "parity": [result.to_dict() for result in results],
             }
         )

@@ -7,8 +7,14 @@ from typing import Annotated
 
 import typer
 
+from meliad_edge.precision import Precision
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder written by fit.", show_default=False)]
 BundleFile = Annotated[
     Path, typer.Argument(metavar="MODEL.meliad", help="Bundle written by export.", show_default=False)
+]
+BundlePrecision = Annotated[
+    Precision | None,
+    typer.Option("--precision", help="Which graph of the bundle.  [default: int8 where it carries one, else fp32]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

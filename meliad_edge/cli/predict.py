@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meliad_edge.cli.options import BundleFile, Json
+from meliad_edge.cli.options import BundleFile, BundlePrecision, Json
 from meliad_edge.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def command(
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write an overlay and the raw map per image.")
     ] = None,
+    precision: BundlePrecision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
 ) -> None:
     """Decide on images with a bundle; a bad file is reported and the rest goes on."""
@@ -32,7 +33,7 @@ def command(
     from meliad_edge.progress import track
     from meliad_edge.runtime.load import load_predictor
 
-    predictor = load_predictor(model, threads=threads)
+    predictor = load_predictor(model, precision=precision, threads=threads)
     errors: list[dict[str, str]] = []
     paths: list[Path] = []
     for pattern in images:
@@ -59,7 +60,8 @@ def command(
         print_json(
             {
                 "model": str(model),
-                "model_sha256": predictor.bundle.model_sha256,
+                "model_sha256": predictor.model_sha256,
+                "precision": predictor.precision,
                 "engine": predictor.engine.name,
                 "predictions": [{"image": str(path), **prediction.to_dict()} for path, prediction in predictions],
                 "errors": errors,

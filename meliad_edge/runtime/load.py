@@ -6,31 +6,39 @@ from pathlib import Path
 
 from meliad_edge.bundle import Bundle, open_bundle
 from meliad_edge.errors import BundleError
+from meliad_edge.precision import Precision
 from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from meliad_edge.runtime.predictor import Predictor
 
 
-def load_predictor(path: Path, *, threads: int | None = None) -> Predictor:
+def load_predictor(path: Path, *, precision: Precision | None = None, threads: int | None = None) -> Predictor:
     """Open a bundle on the engine of this machine.
 
     Args:
         path: The ``.meliad`` file.
+        precision: Which of its graphs; None takes the bundle's default.
         threads: Threads of the engine; None uses every core.
 
     Raises:
-        BundleError: The bundle cannot be opened, or its graph cannot be loaded.
+        BundleError: The bundle cannot be opened, has no graph in that precision, or its graph cannot be loaded.
     """
     bundle = open_bundle(path)
-    return Predictor(bundle, load_engine(bundle, threads=threads))
+    precision = precision or bundle.default_precision
+    return Predictor(bundle, load_engine(bundle, precision, threads=threads), precision)
 
 
-def load_engine(bundle: Bundle, *, threads: int | None = None) -> OnnxRuntimeEngine:
-    """The engine of this machine with the bundle's graph.
+def load_engine(bundle: Bundle, precision: Precision, *, threads: int | None = None) -> OnnxRuntimeEngine:
+    """The engine of this machine with one of the bundle's graphs.
 
     Raises:
-        BundleError: The graph cannot be loaded, or takes frames of another size than the manifest says.
+        BundleError: There is no graph in that precision, it cannot be loaded, or it takes frames of another size than
+            the manifest says.
     """
-    engine = OnnxRuntimeEngine(bundle.model, threads=threads)
+    if precision not in bundle.models:
+        carried = ", ".join(bundle.models)
+        msg = f"the bundle carries no {precision} graph, only {carried}; export it with --precision {precision}"
+        raise BundleError(msg)
+    engine = OnnxRuntimeEngine(bundle.models[precision], threads=threads)
     if engine.input_size_hw != bundle.manifest.input_hw:
         theirs, ours = engine.input_size_hw, bundle.manifest.input_hw
         msg = f"the graph takes frames of {theirs} pixels, the manifest says {ours}; export the bundle again"

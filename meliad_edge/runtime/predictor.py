@@ -15,6 +15,7 @@ from meliad_edge.bundle import Bundle
 from meliad_edge.calibrate import Calibration
 from meliad_edge.data.preprocess import to_model_input
 from meliad_edge.exemplars import Exemplar
+from meliad_edge.precision import Precision
 from meliad_edge.runtime.engine import Engine
 
 
@@ -106,9 +107,15 @@ def _name_exemplar(exemplar: Exemplar | None) -> dict[str, str] | None:
 class Predictor:
     """Applies one preprocessing, one engine and one calibration to frames of any size."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, precision: Precision) -> None:
         self.bundle = bundle
         self.engine = engine
+        self.precision = precision
+
+    @property
+    def model_sha256(self) -> str:
+        """Digest of the graph that decides."""
+        return self.bundle.model_sha256(self.precision)
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """Score one RGB image, uint8 [H, W, 3] of any size."""

@@ -348,7 +348,7 @@ def test_a_bundle_without_golden_frames(invoke: Any, bundle_file: Path, tmp_path
 
     whole = open_bundle(bundle_file)
     bare = tmp_path / "bare.meliad"
-    write_bundle(bare, whole.manifest, whole.model, whole.calibration, [], whole.exemplars)
+    write_bundle(bare, whole.manifest, whole.models, whole.calibration, [], whole.exemplars)
     for verb in ("check", "bench"):
         outcome = invoke(verb, bare)
         assert outcome.code == BUNDLE

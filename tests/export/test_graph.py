@@ -36,7 +36,7 @@ def run(run_folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def model(bundle_file: Path) -> bytes:
-    return open_bundle(bundle_file).model
+    return open_bundle(bundle_file).models["fp32"]
 
 
 @pytest.fixture(scope="module")

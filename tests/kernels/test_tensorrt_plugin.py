@@ -438,7 +438,7 @@ def test_tensorrt_builds_an_engine_from_an_exported_model(
     from meliad_edge.bundle import open_bundle
 
     model = tmp_path / "exported.onnx"
-    model.write_bytes(for_tensorrt(open_bundle(bundle_file).model))
+    model.write_bytes(for_tensorrt(open_bundle(bundle_file).models["fp32"]))
     said = real_tensorrt("tensorrt_rtx", "engine", real_library, model, folder=tmp_path)
     assert said["parsed"], said["errors"]
     assert said["plugins"] == ["PatchEntropyScore"]

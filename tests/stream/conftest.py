@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from meliad_edge.bundle import Exemplar, Manifest, write_bundle
 from meliad_edge.calibrate import calibrate
+from meliad_edge.precision import DEFAULT_LIMITS
 from meliad_edge.runtime.predictor import Prediction, StageTimes
 
 WriteVideo = Callable[..., Path]
@@ -166,8 +167,9 @@ def bundle(tmp_path: Path) -> Path:
     path = tmp_path / "brightness.meliad"
     manifest = Manifest(
         name="brightness", detector="test", backbone="none", input_hw=(32, 32), grid_hw=(4, 4), top_cells=1,
+        precisions={"fp32": DEFAULT_LIMITS["fp32"]},
         created_by="tests", dataset="none", licence="none", train_normals=3, shots=1,
     )  # fmt: skip
     exemplar = Exemplar("crack", "exp3.jpg", 0, 0, 8, 8, np.zeros((48, 48, 3), np.uint8))
-    write_bundle(path, manifest, model.SerializeToString(), calibrate([60.0, 80.0, 100.0]), [], [exemplar])
+    write_bundle(path, manifest, {"fp32": model.SerializeToString()}, calibrate([60.0, 80.0, 100.0]), [], [exemplar])
     return path
