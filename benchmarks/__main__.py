@@ -70,6 +70,21 @@ def kernel(
 
 
 @app.command()
+def precision(
+    json: JsonFile = None,
+    data: Annotated[str, typer.Option(help="Data set, as fit takes it.")] = "elpv",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
+    feature_cache: FeatureCache = _FEATURE_CACHE,
+) -> None:
+    """Decisions, AUROC and time of FP16 and INT8 against FP32, on test images."""
+    require_extra("torch", "train")
+    require_extra("onnx", "export")
+    from meliad_edge.benchmarks import precision as benchmark
+
+    _finish(benchmark.run(data, seeds, feature_cache), benchmark.describe, json)
+
+
+@app.command()
 def roofline(markdown: MarkdownFile = None) -> None:
     """What the CUDA kernels could reach on devices we do not have; needs nvcc, not a GPU."""
     from meliad_edge.benchmarks import roofline as benchmark

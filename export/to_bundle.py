@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from meliad_edge import __version__
@@ -15,74 +18,136 @@ from meliad_edge.data.dataset import Sample
 from meliad_edge.data.frames import load_frames
 from meliad_edge.errors import ParityError
 from meliad_edge.export.graph import export_graph
+from meliad_edge.export.lower import LayerError, Replay, lower
+from meliad_edge.export.portable import to_portable
 from meliad_edge.models import create_detector
 from meliad_edge.parity import ParityResult, compare, require_parity
-from meliad_edge.precision import DEFAULT_LIMITS
+from meliad_edge.precision import PRECISIONS, Precision
 from meliad_edge.run import Run
-from meliad_edge.runtime.engine import Engine, RawScores, infer_all
+from meliad_edge.runtime.engine import Engine, infer_all
 from meliad_edge.runtime.kernel_library import find_kernel_library
 from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from meliad_edge.runtime.torch_engine import TorchEngine
 
 _GOLDEN_FRAMES = 8
+_RANGE_NORMALS = 100
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayFrames:
-    """The frames a parity check replays: calibration normals and the shots, with what the run says of them.
+class ReplaySet:
+    """The frames a parity check replays: calibration normals and the shots.
 
     Attributes:
-        frames: uint8 RGB [n, H, W, 3].
+        replay: The frames, and what the trained network says of them.
         samples: Where they came from.
-        reference: What the trained network gives.
     """
 
-    frames: NDArray[np.uint8]
+    replay: Replay
     samples: tuple[Sample, ...]
-    reference: RawScores
 
 
-def replay_frames(run: Run) -> ReplayFrames:
+@dataclass(frozen=True, slots=True)
+class ExportedModel:
+    """The graphs of a run, each proven to decide as the run does.
+
+    Attributes:
+        models: The serialised graph of every precision.
+        layers: What lowering did to each layer, for every precision below FP32.
+        parity: Every engine with every precision against the trained network.
+    """
+
+    models: Mapping[Precision, bytes]
+    layers: Mapping[Precision, tuple[LayerError, ...]]
+    parity: tuple[ParityResult, ...]
+
+
+def read_replay(run: Run) -> ReplaySet:
     """Read the calibration normals and the shots of a run and score them with the trained network."""
     loaded = load_frames((*run.split.calibration, *run.split.shots), run.network.input_hw, "reading frames")
     for error in loaded.errors:
         _logger.warning("left out of the replay: %s", error)
     reference = infer_all(TorchEngine(run.network), loaded.frames, "pytorch")
-    return ReplayFrames(loaded.frames, loaded.samples, reference)
+    names = [sample.path.name for sample in loaded.samples]
+    return ReplaySet(Replay(loaded.frames, names, reference, run.calibration), loaded.samples)
 
 
-def check_parity(run: Run, model: bytes, replay: ReplayFrames) -> list[ParityResult]:
+def check_parity(run: Run, model: bytes, precision: Precision, replay: Replay) -> list[ParityResult]:
     """Replay frames through every engine of this machine that can execute the graph.
 
     Raises:
         ParityError: The graph takes frames of another size.
     """
-    engines: list[Engine] = [OnnxRuntimeEngine(model, use_kernel=False)]
-    if find_kernel_library() is not None:
-        engines.append(OnnxRuntimeEngine(model))
+    engines = _engines(model)
     if engines[0].input_size_hw != run.network.input_hw:
         (height, width), (ours, _) = engines[0].input_size_hw, run.network.input_hw
         msg = f"the model takes {width} x {height} pixels, the run {ours} x {ours}; it was exported from another run"
         raise ParityError(msg)
-    names = [sample.path.name for sample in replay.samples]
+    limits = run.config.limits_of(precision)
     return [
-        compare(engine.name, replay.reference, infer_all(engine, replay.frames, engine.name), run.calibration, names)
+        compare(
+            engine.name,
+            precision,
+            replay.reference,
+            infer_all(engine, replay.frames, f"{engine.name} {precision}"),
+            replay.calibration,
+            limits,
+            replay.names,
+        )
         for engine in engines
     ]
 
 
-def export_bundle(run: Run, out: Path) -> tuple[Manifest, list[ParityResult]]:
-    """Export a run and write the bundle if parity holds.
+def _engines(model: bytes) -> list[Engine]:
+    engines: list[Engine] = [OnnxRuntimeEngine(model, use_kernel=False)]
+    if find_kernel_library() is not None:
+        engines.append(OnnxRuntimeEngine(model))
+    if find_spec("openvino") is not None:
+        from meliad_edge.runtime.openvino_engine import OpenVinoEngine
+
+        engines.append(OpenVinoEngine(to_portable(model)))
+    return engines
+
+
+def export_models(run: Run, precisions: Sequence[Precision], replay: Replay) -> ExportedModel:
+    """Export a run in FP32 and in the precisions asked for.
 
     Raises:
-        ParityError: An engine of this machine does not decide as the trained network.
+        ParityError: A precision, or an engine of this machine, does not decide as the trained network.
     """
-    model = export_graph(run.network).SerializeToString(deterministic=True)
-    replay = replay_frames(run)
-    results = check_parity(run, model, replay)
-    require_parity(results)
+    reference = export_graph(run.network)
+    models: dict[Precision, bytes] = {}
+    layers: dict[Precision, tuple[LayerError, ...]] = {}
+    results: list[ParityResult] = []
+    for precision in PRECISIONS:
+        if precision == "fp32":
+            model = reference
+        elif precision in precisions:
+            lowered = lower(reference, precision, _training_frames(run), replay, run.config.limits_of(precision))
+            model, layers[precision] = lowered.model, lowered.layers
+        else:
+            continue
+        onnx.checker.check_model(model, full_check=True)
+        models[precision] = bytes(model.SerializeToString(deterministic=True))
+        results += check_parity(run, models[precision], precision, replay)
+        require_parity(results)
+    return ExportedModel(models, layers, tuple(results))
+
+
+def export_bundle(run: Run, out: Path, precisions: Sequence[Precision] = ()) -> tuple[Manifest, ExportedModel]:
+    """Export a run and write the bundle if parity holds.
+
+    Args:
+        run: The run.
+        out: Bundle to write.
+        precisions: What it carries beside FP32.
+
+    Raises:
+        ParityError: A precision, or an engine of this machine, does not decide as the trained network.
+    """
+    replayed = read_replay(run)
+    exported = export_models(run, precisions, replayed.replay)
     manifest = Manifest(
         name=out.stem[:200],
         detector=run.config.detector,
@@ -90,26 +155,48 @@ def export_bundle(run: Run, out: Path) -> tuple[Manifest, list[ParityResult]]:
         input_hw=run.network.input_hw,
         grid_hw=run.network.grid_hw,
         top_cells=run.network.top_cells,
-        precisions={"fp32": DEFAULT_LIMITS["fp32"]},
+        precisions={precision: run.config.limits_of(precision) for precision in exported.models},
         created_by=f"meliad-edge {__version__}",
         dataset=run.dataset[:200],
         licence=run.licence,
         train_normals=len(run.split.train_normal),
         shots=len(run.split.shots),
     )
-    return write_bundle(out, manifest, {"fp32": model}, run.calibration, _golden(run, replay), run.exemplars), results
+    golden = _golden(replayed)
+    return write_bundle(out, manifest, exported.models, run.calibration, golden, run.exemplars), exported
 
 
-def _golden(run: Run, replay: ReplayFrames) -> list[GoldenFrame]:
+def export_portable(run: Run, out: Path, precision: Precision) -> ExportedModel:
+    """Export a run as one graph in standard ONNX operators, if parity holds.
+
+    Raises:
+        ParityError: The precision, or an engine of this machine, does not decide as the trained network.
+    """
+    exported = export_models(run, [precision], read_replay(run).replay)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_bytes(to_portable(exported.models[precision]))
+    partial.replace(out)
+    return replace(exported, models={precision: out.read_bytes()})
+
+
+def _training_frames(run: Run) -> NDArray[np.uint8]:
+    """What the ranges of INT8 are measured on: the training normals and the shots, which no threshold rests on."""
+    normals = run.split.train_normal[:: max(1, len(run.split.train_normal) // _RANGE_NORMALS)][:_RANGE_NORMALS]
+    return load_frames((*normals, *run.split.shots), run.network.input_hw, "reading training").frames
+
+
+def _golden(replayed: ReplaySet) -> list[GoldenFrame]:
     """The frames nearest to the threshold on either side: where a changed decision would show first."""
-    distance = np.abs(replay.reference.score - run.calibration.threshold)
+    replay, samples = replayed.replay, replayed.samples
+    distance = np.abs(replay.reference.score - replay.calibration.threshold)
     nearest = np.argsort(distance, kind="stable")
-    anomalous = [i for i in nearest if replay.samples[i].is_anomaly][: _GOLDEN_FRAMES // 2]
-    normal = [i for i in nearest if not replay.samples[i].is_anomaly][: _GOLDEN_FRAMES - len(anomalous)]
+    anomalous = [i for i in nearest if samples[i].is_anomaly][: _GOLDEN_FRAMES // 2]
+    normal = [i for i in nearest if not samples[i].is_anomaly][: _GOLDEN_FRAMES - len(anomalous)]
     return [
         GoldenFrame(
-            name=replay.samples[i].path.name,
-            defect=replay.samples[i].defect,
+            name=samples[i].path.name,
+            defect=samples[i].defect,
             frame=replay.frames[i],
             score=float(replay.reference.score[i]),
             map=replay.reference.map[i],

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from meliad_edge.errors import UsageError
+from meliad_edge.precision import DEFAULT_LIMITS, ParityLimits, Precision
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,6 +36,7 @@ class FitConfig(BaseModel):
             pixels; the time of a frame grows with it.
         false_alarm_rate: Accepted rate of alarms on normal images.
         feature_cache: Folder that keeps backbone features from one fit to the next.
+        limits: Largest differences that an exported graph of a precision may show; others keep their defaults.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +54,11 @@ class FitConfig(BaseModel):
     budget: float = Field(default=2.0, ge=1.0, le=16.0)
     false_alarm_rate: float = Field(default=0.01, gt=0.0, lt=1.0)
     feature_cache: Path | None = None
+    limits: dict[Precision, ParityLimits] = Field(default_factory=dict)
+
+    def limits_of(self, precision: Precision) -> ParityLimits:
+        """What an exported graph of that precision must keep to."""
+        return self.limits.get(precision, DEFAULT_LIMITS[precision])
 
 
 def load_fit_config(file: Path | None, overrides: dict[str, Any]) -> FitConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def run_demo(out: Path, report: Callable[[str, str], None]) -> Path:
         f"{evaluation.false_alarms} alarms on good cells, {evaluation.misses} defects missed",
     )
     model = out / "solar.meliad"
-    _, parity = export_bundle(run, model)
+    parity = export_bundle(run, model)[1].parity
     flips = sum(len(result.label_flips) for result in parity)
     report(
         "export",
@@ -153,7 +153,7 @@ def _is_seen(scene: Scene, events: list[Event]) -> bool:
 def _report_data(
     run: Run,
     evaluation: Evaluation,
-    parity: list[ParityResult],
+    parity: Sequence[ParityResult],
     latency: LatencyReport,
     scenes: list[Scene],
     events: list[Event],

@@ -12,33 +12,51 @@ from numpy.typing import NDArray
 from meliad_edge.bundle import Bundle, require_golden
 from meliad_edge.calibrate import Calibration
 from meliad_edge.errors import ParityError
+from meliad_edge.precision import ParityLimits, Precision
 from meliad_edge.runtime.engine import Engine, RawScores
 
-# Fractions of the distance between the typical normal score and the threshold.
-SCORE_LIMIT = 0.01
-MAP_LIMIT = 0.02
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A frame whose decision differs from that of the trained network.
+
+    Attributes:
+        name: File name.
+        reference: Score of the trained network.
+        score: Score of the engine, on the other side of the threshold or not finite.
+    """
+
+    name: str
+    reference: float
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
 class ParityResult:
-    """One engine against the reference, over the same frames.
+    """One engine with one graph against the reference, over the same frames.
 
     Attributes:
         engine: Name of the engine.
+        precision: Precision of the graph.
         frames: Number of frames compared.
         score_error: Largest difference of a score, as a fraction of the distance from the typical normal
             score to the threshold.
         map_error: Largest difference of a map cell, in the same unit.
         rank_swaps: Pairs of frames, more than the score limit apart, whose order differs.
-        label_flips: Names of the frames whose decision at the threshold differs.
+        label_flips: The frames whose decision at the threshold differs.
+        threshold: Where they are decided.
+        limits: Largest errors that pass.
     """
 
     engine: str
+    precision: Precision
     frames: int
     score_error: float
     map_error: float
     rank_swaps: int
-    label_flips: tuple[str, ...]
+    label_flips: tuple[Flip, ...]
+    threshold: float
+    limits: ParityLimits
 
     @property
     def passed(self) -> bool:
@@ -46,17 +64,37 @@ class ParityResult:
         return (
             not self.label_flips
             and self.rank_swaps == 0
-            and self.score_error <= SCORE_LIMIT
-            and self.map_error <= MAP_LIMIT
+            and self.score_error <= self.limits.score
+            and self.map_error <= self.limits.map
         )
+
+    def describe_failure(self) -> str:
+        """What differs, by how much, and the first frame whose decision changed."""
+        text = (
+            f"{len(self.label_flips)} label flips in {self.frames} frames, score error {self.score_error:.2%} (limit "
+            f"{self.limits.score:.0%}), map error {self.map_error:.2%} (limit {self.limits.map:.0%}), "
+            f"{self.rank_swaps} rank swaps"
+        )
+        if self.label_flips:
+            flip = self.label_flips[0]
+            text += (
+                f"; {flip.name} scores {flip.score:.4f} instead of {flip.reference:.4f}, threshold {self.threshold:.4f}"
+            )
+        return text
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, the verdict included."""
-        return {**asdict(self), "label_flips": list(self.label_flips), "passed": self.passed}
+        return {**asdict(self), "limits": self.limits.model_dump(), "passed": self.passed}
 
 
 def compare(
-    engine: str, reference: RawScores, result: RawScores, calibration: Calibration, names: Sequence[str]
+    engine: str,
+    precision: Precision,
+    reference: RawScores,
+    result: RawScores,
+    calibration: Calibration,
+    limits: ParityLimits,
+    names: Sequence[str],
 ) -> ParityResult:
     """Compare raw results of the same frames.
 
@@ -64,9 +102,11 @@ def compare(
 
     Args:
         engine: Name for the report.
+        precision: Of the graph it executes.
         reference: What the trained network gives.
         result: What the engine gives.
         calibration: Threshold and scale of the scores.
+        limits: Largest errors that pass.
         names: One per frame.
     """
     unit = calibration.spread
@@ -75,15 +115,21 @@ def compare(
     same_label &= np.isfinite(reference.score) == np.isfinite(result.score)
     return ParityResult(
         engine=engine,
+        precision=precision,
         frames=len(names),
         score_error=_largest_difference(reference.score, result.score) / unit,
         map_error=_largest_difference(reference.map, result.map) / unit,
-        rank_swaps=_rank_swaps(reference.score, result.score, SCORE_LIMIT * unit),
-        label_flips=tuple(name for name, same in zip(names, same_label, strict=True) if not same),
+        rank_swaps=_rank_swaps(reference.score, result.score, limits.score * unit),
+        label_flips=tuple(
+            Flip(names[i], float(reference.score[i]), float(result.score[i]))
+            for i in map(int, np.flatnonzero(~same_label))
+        ),
+        threshold=calibration.threshold,
+        limits=limits,
     )
 
 
-def check_golden(bundle: Bundle, engine: Engine) -> ParityResult:
+def check_golden(bundle: Bundle, engine: Engine, precision: Precision) -> ParityResult:
     """Replay the golden frames inside a bundle: parity on a machine that has no run folder."""
     golden = require_golden(bundle)
     reference = RawScores(
@@ -92,7 +138,15 @@ def check_golden(bundle: Bundle, engine: Engine) -> ParityResult:
         np.empty((0,), np.int64),
     )
     result = engine.infer(np.stack([frame.frame for frame in golden]))
-    return compare(f"{engine.name} (golden)", reference, result, bundle.calibration, [frame.name for frame in golden])
+    return compare(
+        f"{engine.name} (golden)",
+        precision,
+        reference,
+        result,
+        bundle.calibration,
+        bundle.manifest.precisions[precision],
+        [frame.name for frame in golden],
+    )
 
 
 def require_parity(results: Sequence[ParityResult]) -> None:
@@ -103,10 +157,9 @@ def require_parity(results: Sequence[ParityResult]) -> None:
     """
     for result in results:
         if not result.passed:
-            flip = f"; first flipped frame: {result.label_flips[0]}" if result.label_flips else ""
             msg = (
-                f"{result.engine} does not decide as the trained model: {len(result.label_flips)} label flips in "
-                f"{result.frames} frames, score error {result.score_error:.2%} (limit {SCORE_LIMIT:.0%}){flip}"
+                f"{result.engine} in {result.precision} does not decide as the trained model: "
+                f"{result.describe_failure()}"
             )
             raise ParityError(msg)
 

@@ -27,6 +27,6 @@ class ParityLimits(BaseModel):
 
 DEFAULT_LIMITS: dict[Precision, ParityLimits] = {
     "fp32": ParityLimits(score=0.01, map=0.02),
-    "fp16": ParityLimits(score=0.02, map=0.05),
+    "fp16": ParityLimits(score=0.05, map=0.2),
     "int8": ParityLimits(score=0.5, map=2.0),
 }

@@ -28,34 +28,38 @@ def command(
     from meliad_edge.runtime.load import load_engine
 
     bundle = open_bundle(model)
-    results = [check_golden(bundle, load_engine(bundle, "fp32"))]
+    results = [check_golden(bundle, load_engine(bundle, precision), precision) for precision in bundle.models]
     run = None
     if against is not None:
         require_extra("torch", "train")
         require_extra("onnx", "export")
-        from meliad_edge.export.to_bundle import check_parity, replay_frames
+        from meliad_edge.export.to_bundle import check_parity, read_replay
         from meliad_edge.run import load_run
 
         run = load_run(against)
-        results += check_parity(run, bundle.models["fp32"], replay_frames(run))
+        replay = read_replay(run).replay
+        for precision, graph in bundle.models.items():
+            results += check_parity(run, graph, precision, replay)
     if json:
         print_json({"passed": all(r.passed for r in results), "engines": [r.to_dict() for r in results]})
     else:
         print_table(
-            ("engine", "frames", "score error", "map error", "rank swaps", "label flips", "verdict"),
+            ("engine", "precision", "frames", "score error", "map error", "rank swaps", "label flips", "verdict"),
             [
                 (
                     r.engine,
+                    r.precision,
                     str(r.frames),
-                    f"{r.score_error:.3%}",
-                    f"{r.map_error:.3%}",
+                    f"{r.score_error:.3%} of {r.limits.score:.0%}",
+                    f"{r.map_error:.3%} of {r.limits.map:.0%}",
                     str(r.rank_swaps),
                     str(len(r.label_flips)),
                     "same decisions" if r.passed else "DIFFERENT",
                 )
                 for r in results
             ],
-            caption="errors in per cent of the distance from the typical normal score to the threshold",
+            caption="errors, of the largest that pass, in per cent of the distance from the typical normal score to "
+            "the threshold",
         )
     require_parity(results)
     if run is not None and run.calibration.threshold != bundle.calibration.threshold:

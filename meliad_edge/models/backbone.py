@@ -61,8 +61,8 @@ class Backbone(nn.Module):
         self.channels: tuple[int, ...] = tuple(self.features.feature_info.channels())
         config = probe.pretrained_cfg
         # (x / 255 - mean) / std, rewritten as (x - shift) * scale: one subtraction and one multiplication.
-        self.register_buffer("shift", 255.0 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(config["std"]).view(1, 3, 1, 1)), persistent=False)
+        self.register_buffer("shift", 255.0 * _per_colour(config["mean"]), persistent=False)
+        self.register_buffer("scale", 1.0 / (255.0 * _per_colour(config["std"])), persistent=False)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
@@ -80,6 +80,11 @@ class Backbone(nn.Module):
         return tuple(self.features(images * scale))
 
 
+def _per_colour(values: tuple[float, float, float]) -> Tensor:
+    """To multiply an image with, [1, 3, 1, 1]; one number where all colours have the same, which is faster."""
+    return torch.tensor(values[0]) if len(set(values)) == 1 else torch.tensor(values).view(1, 3, 1, 1)
+
+
 def _even_light(pixels: Tensor) -> Tensor:
     """Same mean and spread over all pixels and colours of an image, so that exposure does not look like a defect.
 
@@ -87,7 +92,7 @@ def _even_light(pixels: Tensor) -> Tensor:
     where their sum would be no colour. Written for few passes over the image.
     """
     centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
-    spread = centred.square().mean((1, 2, 3), keepdim=True).sqrt()
+    spread = (centred * centred).mean((1, 2, 3), keepdim=True).sqrt()
     return (centred * (EVEN_SPREAD / (spread + SMALLEST_SPREAD))).clamp(-EVEN_MEAN, 255.0 - EVEN_MEAN)
 
 

@@ -106,6 +106,12 @@ def upsample_to(coarse: Tensor, fine: Tensor) -> Tensor:
     return functional.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def interpolation_matrix(size: int, target: int) -> Tensor:
+    """What :func:`upsample_to` does along one side, as a matrix [target, size]."""
+    cells = torch.eye(size)[None]
+    return functional.interpolate(cells, size=target, mode="linear", align_corners=False)[0].T.contiguous()
+
+
 def extract_patch_features(
     features: FeatureExtractor, frames: NDArray[np.uint8], description: str
 ) -> NDArray[np.float32]:

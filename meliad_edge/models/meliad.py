@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from meliad_edge.models.backbone import Backbone
-from meliad_edge.models.features import FeatureExtractor, extract_patch_features, pooled_levels, upsample_to
+from meliad_edge.models.features import FeatureExtractor, extract_patch_features, interpolation_matrix, pooled_levels
 from meliad_edge.models.network import Detector, FittedDetector, PatchSite, PrototypeNetwork, TrainingImages, register
 from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, nearest_patch
 from meliad_edge.models.scoring import ScoringParameters
@@ -59,6 +59,10 @@ class MeliadNetwork(PrototypeNetwork):
         fine, coarse = backbone.channels
         self.metric_fine = nn.Conv2d(fine, depth, 1)
         self.metric_coarse = nn.Conv2d(coarse, depth, 1, bias=False)
+        # Bilinear interpolation as two products, which ONNX Runtime computes more than twice as fast as a resize.
+        rows, columns = (interpolation_matrix(side // 2, side) for side in self.grid_hw)
+        self.register_buffer("upsample_rows", rows, persistent=False)
+        self.register_buffer("upsample_columns", columns.T.contiguous(), persistent=False)
         self.register_buffer("typical_length", torch.ones(()))
         self.register_buffer("place_scale", torch.ones(self.grid_hw))
         self.prototypes = nn.Parameter(torch.zeros(prototypes, depth))
@@ -69,19 +73,23 @@ class MeliadNetwork(PrototypeNetwork):
         """Feature maps of strides 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
         fine, coarse = pooled_levels(levels)
         whitened: Tensor = self.metric_fine(fine)
-        whitened = whitened + upsample_to(self.metric_coarse(coarse), whitened)
+        upsample_rows: Tensor = self.upsample_rows  # type: ignore[assignment]
+        upsample_columns: Tensor = self.upsample_columns  # type: ignore[assignment]
+        whitened = whitened + upsample_rows @ self.metric_coarse(coarse) @ upsample_columns
         typical_length: Tensor = self.typical_length  # type: ignore[assignment]
         place_scale: Tensor = self.place_scale  # type: ignore[assignment]
-        return whitened * (length_damping(whitened, typical_length, dim=1) * place_scale)
+        # A product with ones: ONNX Runtime multiplies matrices several times faster than it adds over channels.
+        squares = (whitened * whitened).flatten(2)
+        length = (squares.new_ones(1, squares.shape[1]) @ squares).sqrt().view(-1, 1, *self.grid_hw)
+        return whitened * (length_damping(length, typical_length) * place_scale)
 
 
-def length_damping(whitened: Tensor, typical_length: Tensor, dim: int) -> Tensor:
+def length_damping(length: Tensor, typical_length: Tensor) -> Tensor:
     """Factors that pull the lengths of embeddings together, so that direction counts more than contrast [ours].
 
     z -> z (|z| / typical length)^-0.75, between whitened (exponent 0) and cosine (exponent -1) embeddings.
     """
-    length: Tensor = torch.linalg.vector_norm(whitened, dim=dim, keepdim=True) / typical_length
-    return length.clamp_min(_SHORTEST).pow(-LENGTH_DAMPING)
+    return (length / typical_length).clamp_min(_SHORTEST).pow(-LENGTH_DAMPING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +208,11 @@ class Meliad(Detector):
 
 def _embed(features: NDArray[np.float32], whitening: Whitening, typical_length: float) -> _Cells:
     """Whiten and damp, image by image, in the memory of the features."""
-    length = torch.tensor(typical_length)
+    typical = torch.tensor(typical_length)
     for image in features:
         whitened = torch.from_numpy(whitening(image))
-        image[:] = (whitened * length_damping(whitened, length, dim=-1)).numpy()
+        length = torch.linalg.vector_norm(whitened, dim=-1, keepdim=True)
+        image[:] = (whitened * length_damping(length, typical)).numpy()
     return _Cells(features)
 
 
