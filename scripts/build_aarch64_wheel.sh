@@ -3,7 +3,7 @@
 #
 # The tag says what the oldest device has: JetPack 6 is Ubuntu 22.04 with glibc 2.35. It has the kernels for the CPU;
 # those for the GPU are compiled on the device, for its own CUDA. Equal sources give equal bytes.
-# Exits 0 and says in one line what it did, or why there is no wheel.
+# Says in one line what it did; exits 0 where something that it needs is missing, and 1 where the build fails.
 set -u
 
 root="$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)"
@@ -29,7 +29,10 @@ export _PYTHON_HOST_PLATFORM=manylinux_2_35_aarch64
 "$python" -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir "$work/wheel" \
     --config-settings build-dir="$work/build" \
     --config-settings cmake.define.CMAKE_TOOLCHAIN_FILE="$root/cmake/aarch64-linux-gnu.cmake" \
-    --config-settings cmake.define.MELIAD_CUDA=OFF "$root" >"$work/log" 2>&1 ||
-    give_up "it cannot be built: $(grep -i -m 1 error "$work/log")"
+    --config-settings cmake.define.MELIAD_CUDA=OFF "$root" >"$work/log" 2>&1 || {
+    cat "$work/log" >&2
+    echo "aarch64 wheel: it does not build" >&2
+    exit 1
+}
 { mkdir -p "$folder" && mv "$work"/wheel/*.whl "$folder"; } 2>/dev/null || give_up "$folder cannot be written"
 echo "aarch64 wheel: built in $folder"
