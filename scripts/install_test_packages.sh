@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# System packages the tests use: compilers for the kernel and an emulator for its aarch64 build, and an RTSP server
-# (GStreamer through the system's Python).
+# System packages the tests use: compilers for the kernel, an emulator for its aarch64 build and what makes a root file
+# system for it, and an RTSP server (GStreamer through the system's Python).
 # As root they are installed; otherwise the tests that need them skip, and this says how to get them.
 set -euo pipefail
 packages=(
   cmake
+  debian-archive-keyring
   g++
   g++-aarch64-linux-gnu
   gir1.2-gst-rtsp-server-1.0
@@ -12,6 +13,7 @@ packages=(
   gstreamer1.0-plugins-base
   gstreamer1.0-plugins-good
   gstreamer1.0-plugins-ugly
+  mmdebstrap
   python3-gi
   qemu-user-static
 )

@@ -3,6 +3,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 SIZE = 128
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -133,3 +137,84 @@ def bundle_file(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempP
     outcome = invoke("export", run_folder, "--out", path)
     assert outcome.code == 0, outcome.err
     return path
+
+
+@dataclass(frozen=True)
+class EmulatedDevice:
+    """A 64-bit ARM system under emulation, one command at a time.
+
+    Attributes:
+        root: The file system it starts from, which other devices share.
+        changes: Folder for what it writes.
+    """
+
+    root: Path
+    changes: Path
+
+    def command(self, *arguments: object) -> list[str]:
+        """What runs a command of the device on this machine."""
+        script = ROOT / "scripts" / "run_in_aarch64_root.sh"
+        return [str(argument) for argument in (script, self.root, self.changes, *arguments)]
+
+    def run(self, *arguments: object, **environment: str) -> Outcome:
+        """Run a command there; nothing of this machine's environment but PATH reaches it."""
+        clean = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, env=clean | environment)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def receive(self, path: Path) -> None:
+        """Copy a file or folder of this machine to the same path there."""
+        assert self.run("mkdir", "--parents", path.parent).code == 0
+        target = self.changes / "files" / path.relative_to("/")
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copy(path, target)
+
+
+def _run_script(name: str, *arguments: object) -> str:
+    """The one line that a script of ours says."""
+    command = [ROOT / "scripts" / name, *arguments]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def aarch64_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system of 64-bit ARM, which this machine can execute. Read only."""
+    folder = ROOT / ".cache" / "aarch64-root"
+    line = _run_script("make_aarch64_root.sh", folder, sys.executable)
+    if not line.endswith(f" in {folder}"):
+        pytest.skip(line)
+    outcome = EmulatedDevice(folder, tmp_path_factory.mktemp("aarch64-probe")).run("true")
+    if outcome.code == 125:
+        pytest.skip(outcome.err.splitlines()[-1])
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def aarch64_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our wheel for 64-bit ARM, cross-compiled."""
+    folder = tmp_path_factory.mktemp("aarch64-wheel")
+    line = _run_script("build_aarch64_wheel.sh", folder, sys.executable)
+    wheels = list(folder.iterdir())
+    if not wheels:
+        pytest.skip(line)
+    (wheel,) = wheels
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def emulated_device(
+    aarch64_root: Path, aarch64_wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> EmulatedDevice:
+    """An emulated device whose own pip installed the wheel, with no network."""
+    device = EmulatedDevice(aarch64_root, tmp_path_factory.mktemp("aarch64-device"))
+    device.receive(aarch64_wheel)
+    (pip,) = aarch64_root.glob("usr/share/python-wheels/pip-*.whl")
+    options = ("--no-index", "--no-cache-dir", "--break-system-packages", "--root-user-action=ignore")
+    outcome = device.run("python3", f"/{pip.relative_to(aarch64_root)}/pip", "install", *options, aarch64_wheel)
+    assert outcome.code == 0, outcome.err
+    return device

@@ -1,0 +1,4 @@
+# Cross-compiles for 64-bit ARM under Linux, such as a Jetson, with Debian's and Ubuntu's g++-aarch64-linux-gnu.
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)

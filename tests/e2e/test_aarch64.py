@@ -1,0 +1,126 @@
+"""A wheel and a bundle from this machine in an emulated 64-bit ARM system: slow, because every program there is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meliad_edge.bundle import open_bundle
+from meliad_edge.parity import MAP_LIMIT, SCORE_LIMIT
+
+ROOT = Path(__file__).parents[2]
+
+# What Ubuntu 22.04 has, which is JetPack 6: the oldest device.
+OLDEST_DEVICE = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (12, 0, 0)}
+
+ENGINES = {"onnxruntime-cpu+kernel": {}, "onnxruntime-cpu": {"MELIAD_EDGE_KERNEL": "off"}}
+
+
+def _readelf(*arguments: object) -> str:
+    return subprocess.run(
+        ["readelf", "--wide", *map(str, arguments)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize("name", ["libmeliad_kernels.so", "libmeliad_ort.so"])
+def test_the_libraries_need_no_more_than_the_oldest_device_has(aarch64_wheel: Path, name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(aarch64_wheel) as archive:
+        library = archive.extract(f"meliad_edge/_kernels/{name}", tmp_path)
+    assert "AArch64" in _readelf("--file-header", library)
+    needed = re.findall(r"NEEDED.*\[(.*)\]", _readelf("--dynamic", library))
+    assert set(needed) <= {"libc.so.6", "libgcc_s.so.1", "libm.so.6", "libstdc++.so.6"}
+    versions = re.findall(r"Name: ([A-Z]+)_([\d.]+)", _readelf("--version-info", library))
+    assert versions
+    for family, version in versions:
+        assert tuple(map(int, version.split("."))) <= OLDEST_DEVICE[family], f"{family}_{version}"
+
+
+def test_equal_sources_give_equal_wheels(aarch64_wheel: Path, tmp_path: Path) -> None:
+    subprocess.run([ROOT / "scripts" / "build_aarch64_wheel.sh", tmp_path, sys.executable], check=True)
+    assert (tmp_path / aarch64_wheel.name).read_bytes() == aarch64_wheel.read_bytes()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    command = [ROOT / "scripts" / "make_aarch64_root.sh", tmp_path, sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"aarch64 root: {tmp_path} is something else; name a folder that is not there\n"
+    assert (tmp_path / "mine").exists()
+
+
+def test_doctor_sees_the_device_and_the_kernel(emulated_device: Any) -> None:
+    outcome = emulated_device.run("meliad-edge", "doctor", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "cpuinfo" not in outcome.err  # ONNX Runtime knows the processor
+    facts = {fact["name"]: fact["value"] for fact in outcome.json["facts"]}
+    assert facts["system"].endswith(", aarch64")
+    assert facts["scoring kernel"].endswith("/libmeliad_ort.so")
+    assert outcome.json["ok"] is True
+
+
+@pytest.fixture(scope="module")
+def device(emulated_device: Any, bundle_file: Path, texture_set: Path) -> Any:
+    """The emulated device with the bundle and the pictures."""
+    for path in (bundle_file, texture_set):
+        emulated_device.receive(path)
+    return emulated_device
+
+
+def test_the_golden_frames_are_decided_as_by_the_trained_model(device: Any, bundle_file: Path) -> None:
+    outcome = device.run("meliad-edge", "check", bundle_file, "--json")
+    assert outcome.code == 0, outcome.err
+    (engine,) = outcome.json["engines"]
+    assert engine["engine"] == "onnxruntime-cpu+kernel (golden)"
+    assert engine["frames"] == 8
+    assert engine["passed"] is True
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_picture_is_decided_as_here(
+    engine: str,
+    device: Any,
+    invoke: Any,
+    bundle_file: Path,
+    texture_set: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in ENGINES[engine].items():
+        monkeypatch.setenv(name, value)
+    command = ("predict", bundle_file, *sorted(texture_set.glob("test/*/*.png")), "--json")
+    expected = invoke(*command).json["predictions"]
+    outcome = device.run("meliad-edge", *command, **ENGINES[engine])
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["engine"] == engine
+    assert {prediction["decision"] for prediction in expected} == {"normal", "anomaly"}
+    spread = open_bundle(bundle_file).calibration.spread
+    for there, here in zip(outcome.json["predictions"], expected, strict=True):
+        assert there.pop("score") == pytest.approx(here.pop("score"), rel=0, abs=SCORE_LIMIT * spread)
+        for cells, expected_cells in zip(there.pop("map"), here.pop("map"), strict=True):
+            assert cells == pytest.approx(expected_cells, rel=0, abs=MAP_LIMIT * spread)
+        for region, expected_region in zip(there["regions"], here["regions"], strict=True):
+            assert region.pop("peak") == pytest.approx(expected_region.pop("peak"), rel=0, abs=MAP_LIMIT * spread)
+        assert there == here  # the decision, its threshold, where and like what
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one byte changed"])
+def test_a_damaged_bundle_is_refused_as_here(
+    damage: str, device: Any, invoke: Any, bundle_file: Path, texture_set: Path, tmp_path: Path
+) -> None:
+    content = bytearray(bundle_file.read_bytes())
+    if damage == "cut short":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 1
+    damaged = tmp_path / "damaged.meliad"
+    damaged.write_bytes(content)
+    device.receive(damaged)
+    command = ("predict", damaged, texture_set / "test" / "good" / "000.png")
+    here, there = invoke(*command), device.run("meliad-edge", *command)
+    assert (there.code, there.error_line) == (here.code, here.error_line)
+    assert here.code == 5
