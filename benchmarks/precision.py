@@ -19,7 +19,7 @@ from meliad_edge.config import FitConfig
 from meliad_edge.data.frames import load_frames
 from meliad_edge.export.portable import to_portable
 from meliad_edge.export.to_bundle import export_models, read_replay
-from meliad_edge.metrics import image_auroc
+from meliad_edge.metrics import image_metrics
 from meliad_edge.parity import compare
 from meliad_edge.precision import PRECISIONS, Precision
 from meliad_edge.progress import track
@@ -81,14 +81,14 @@ def _measure(fitted: Run) -> dict[str, Any]:
     is_anomaly = np.array([sample.is_anomaly for sample in test.samples])
     names = [sample.path.name for sample in test.samples]
     reference = infer_all(TorchEngine(fitted.network), test.frames, "pytorch")
-    auroc = {"pytorch": image_auroc(reference.score, is_anomaly)}
+    auroc = {"pytorch": image_metrics(reference.score, is_anomaly).image_auroc}
     parity = []
     for precision, model in exported.models.items():
         for engine in _engines(model):
             raw = infer_all(engine, test.frames, f"{engine.name} {precision}")
             limits = fitted.config.limits_of(precision)
             parity.append(compare(engine.name, precision, reference, raw, fitted.calibration, limits, names).to_dict())
-            auroc[precision] = image_auroc(raw.score, is_anomaly)
+            auroc[precision] = image_metrics(raw.score, is_anomaly).image_auroc
     return {
         "test_images": len(names),
         "auroc": auroc,

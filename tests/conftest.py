@@ -139,6 +139,15 @@ def bundle_file(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempP
     return path
 
 
+@pytest.fixture(scope="session")
+def precise_bundle(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run exported in every precision. Read only."""
+    path = tmp_path_factory.mktemp("export-precise") / "metal.meliad"
+    outcome = invoke("export", run_folder, "--precision", "fp16", "--precision", "int8", "--out", path)
+    assert outcome.code == 0, outcome.err
+    return path
+
+
 @dataclass(frozen=True)
 class EmulatedDevice:
     """A 64-bit ARM system under emulation, one command at a time.

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from meliad_edge.calibrate import Calibration
 from meliad_edge.errors import ParityError
-from meliad_edge.parity import MAP_LIMIT, SCORE_LIMIT, ParityResult, compare, require_parity
+from meliad_edge.parity import ParityResult, compare, require_parity
+from meliad_edge.precision import ParityLimits
 from meliad_edge.runtime.engine import RawScores
 
 # The typical normal score is 0 and the threshold 10: errors are in tenths of a unit.
+LIMITS = ParityLimits(score=0.01, map=0.02)
 CALIBRATION = Calibration(10.0, 0.01, 0.01, 0.05, (-1.0, 0.0, 1.0))
 
 
@@ -21,7 +23,8 @@ def raw(scores: list[float], evidence: NDArray[np.float32] | None = None) -> Raw
 
 
 def of(reference: RawScores, result: RawScores) -> ParityResult:
-    return compare("engine", reference, result, CALIBRATION, [f"{index}.png" for index in range(len(reference.score))])
+    names = [f"{index}.png" for index in range(len(reference.score))]
+    return compare("engine", "fp32", reference, result, CALIBRATION, LIMITS, names)
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20))
@@ -38,12 +41,12 @@ def test_errors_are_fractions_of_the_way_from_normal_to_the_threshold() -> None:
     assert result.passed
 
 
-@pytest.mark.parametrize(("difference", "passed"), [(0.9 * SCORE_LIMIT, True), (1.1 * SCORE_LIMIT, False)])
+@pytest.mark.parametrize(("difference", "passed"), [(0.9 * LIMITS.score, True), (1.1 * LIMITS.score, False)])
 def test_the_limit_of_scores(difference: float, passed: bool) -> None:
     assert of(raw([5.0]), raw([5.0 + 10.0 * difference])).passed is passed
 
 
-@pytest.mark.parametrize(("difference", "passed"), [(0.9 * MAP_LIMIT, True), (1.1 * MAP_LIMIT, False)])
+@pytest.mark.parametrize(("difference", "passed"), [(0.9 * LIMITS.map, True), (1.1 * LIMITS.map, False)])
 def test_the_limit_of_maps(difference: float, passed: bool) -> None:
     evidence = np.zeros((1, 2, 2), np.float32)
     evidence[0, 1, 0] = 10.0 * difference
@@ -53,9 +56,12 @@ def test_the_limit_of_maps(difference: float, passed: bool) -> None:
 @pytest.mark.parametrize(("before", "after"), [(9.999, 10.001), (10.0, 9.9999)])
 def test_a_flip_fails_however_small_the_error(before: float, after: float) -> None:
     result = of(raw([0.0, before]), raw([0.0, after]))
-    assert result.score_error < SCORE_LIMIT
-    assert result.label_flips == ("1.png",)
-    with pytest.raises(ParityError, match=r"1 label flips in 2 frames.*first flipped frame: 1\.png") as caught:
+    assert result.score_error < LIMITS.score
+    (flip,) = result.label_flips
+    assert (flip.name, flip.reference, flip.score) == ("1.png", pytest.approx(before), pytest.approx(after))
+    with pytest.raises(
+        ParityError, match=r"1 label flips in 2 frames.*; 1\.png scores .* instead of .*, threshold 10\.0000$"
+    ) as caught:
         require_parity([result])
     assert "\n" not in str(caught.value)
 
@@ -66,7 +72,7 @@ def test_what_is_not_finite_fails_on_either_side_of_the_threshold(bad: float, at
     for reference, result in [(raw([at]), raw([bad])), (raw([bad]), raw([at]))]:
         compared = of(reference, result)
         assert compared.score_error == np.inf
-        assert compared.label_flips == ("0.png",)
+        assert [flip.name for flip in compared.label_flips] == ["0.png"]
         assert not compared.passed
     assert not of(raw([bad]), raw([bad])).passed
 
@@ -87,6 +93,8 @@ def test_swapped_ranks_count_only_where_the_distance_is_more_than_rounding() -> 
 
 def test_the_first_engine_that_fails_is_named() -> None:
     good, bad = of(raw([0.0]), raw([0.0])), of(raw([0.0]), raw([5.0]))
-    with pytest.raises(ParityError, match=r"^engine does not decide .* score error 50\.00% \(limit 1%\)$"):
+    with pytest.raises(
+        ParityError, match=r"^engine in fp32 does not decide .* score error 50\.00% \(limit 1%\), map error 0\.00% .*$"
+    ):
         require_parity([good, bad])
     assert bad.to_dict()["passed"] is False

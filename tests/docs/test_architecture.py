@@ -66,7 +66,7 @@ def test_graph_is_as_described(table_rows: TableRows, bundle_file: Path) -> None
 
     from meliad_edge.bundle import open_bundle
 
-    session = onnxruntime.InferenceSession(open_bundle(bundle_file).model, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(open_bundle(bundle_file).models["fp32"], providers=["CPUExecutionProvider"])
     described = [(row[0], row[1], row[2].split()[0]) for row in table_rows(PAGE, "| | name | type and shape |")]
     types = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(int64)": "int64"}
     assert described == [

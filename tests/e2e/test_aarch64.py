@@ -12,14 +12,19 @@ from typing import Any
 import pytest
 
 from meliad_edge.bundle import open_bundle
-from meliad_edge.parity import MAP_LIMIT, SCORE_LIMIT
 
 ROOT = Path(__file__).parents[2]
 
 # What Ubuntu 22.04 has, which is JetPack 6: the oldest device.
 OLDEST_DEVICE = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (12, 0, 0)}
 
-ENGINES = {"onnxruntime-cpu+kernel": {}, "onnxruntime-cpu": {"MELIAD_EDGE_KERNEL": "off"}}
+KERNEL_OFF = {"MELIAD_EDGE_KERNEL": "off"}
+ENGINES = [
+    ("fp32", "onnxruntime-cpu+kernel", {}),
+    ("fp32", "onnxruntime-cpu", KERNEL_OFF),
+    ("fp16", "onnxruntime-cpu+kernel", {}),
+    ("int8", "onnxruntime-cpu+kernel", {}),
+]
 
 
 def _readelf(*arguments: object) -> str:
@@ -65,54 +70,58 @@ def test_doctor_sees_the_device_and_the_kernel(emulated_device: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def device(emulated_device: Any, bundle_file: Path, texture_set: Path) -> Any:
+def device(emulated_device: Any, precise_bundle: Path, texture_set: Path) -> Any:
     """The emulated device with the bundle and the pictures."""
-    for path in (bundle_file, texture_set):
+    for path in (precise_bundle, texture_set):
         emulated_device.receive(path)
     return emulated_device
 
 
-def test_the_golden_frames_are_decided_as_by_the_trained_model(device: Any, bundle_file: Path) -> None:
-    outcome = device.run("meliad-edge", "check", bundle_file, "--json")
+def test_the_golden_frames_are_decided_as_by_the_trained_model(device: Any, precise_bundle: Path) -> None:
+    outcome = device.run("meliad-edge", "check", precise_bundle, "--json")
     assert outcome.code == 0, outcome.err
-    (engine,) = outcome.json["engines"]
-    assert engine["engine"] == "onnxruntime-cpu+kernel (golden)"
-    assert engine["frames"] == 8
-    assert engine["passed"] is True
+    engines = outcome.json["engines"]
+    assert [engine["precision"] for engine in engines] == ["fp32", "fp16", "int8"]
+    assert {engine["engine"] for engine in engines} == {"onnxruntime-cpu+kernel (golden)"}
+    assert {engine["frames"] for engine in engines} == {8}
+    assert all(engine["passed"] for engine in engines)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("precision", "engine", "environment"), ENGINES)
 def test_every_picture_is_decided_as_here(
+    precision: str,
     engine: str,
+    environment: dict[str, str],
     device: Any,
     invoke: Any,
-    bundle_file: Path,
+    precise_bundle: Path,
     texture_set: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in ENGINES[engine].items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    command = ("predict", bundle_file, *sorted(texture_set.glob("test/*/*.png")), "--json")
+    command = ("predict", precise_bundle, *sorted(texture_set.glob("test/*/*.png")), "--precision", precision, "--json")
     expected = invoke(*command).json["predictions"]
-    outcome = device.run("meliad-edge", *command, **ENGINES[engine])
+    outcome = device.run("meliad-edge", *command, **environment)
     assert outcome.code == 0, outcome.err
     assert outcome.json["engine"] == engine
     assert {prediction["decision"] for prediction in expected} == {"normal", "anomaly"}
-    spread = open_bundle(bundle_file).calibration.spread
+    bundle = open_bundle(precise_bundle)
+    limits, spread = bundle.manifest.precisions[precision], bundle.calibration.spread
     for there, here in zip(outcome.json["predictions"], expected, strict=True):
-        assert there.pop("score") == pytest.approx(here.pop("score"), rel=0, abs=SCORE_LIMIT * spread)
+        assert there.pop("score") == pytest.approx(here.pop("score"), rel=0, abs=limits.score * spread)
         for cells, expected_cells in zip(there.pop("map"), here.pop("map"), strict=True):
-            assert cells == pytest.approx(expected_cells, rel=0, abs=MAP_LIMIT * spread)
+            assert cells == pytest.approx(expected_cells, rel=0, abs=limits.map * spread)
         for region, expected_region in zip(there["regions"], here["regions"], strict=True):
-            assert region.pop("peak") == pytest.approx(expected_region.pop("peak"), rel=0, abs=MAP_LIMIT * spread)
+            assert region.pop("peak") == pytest.approx(expected_region.pop("peak"), rel=0, abs=limits.map * spread)
         assert there == here  # the decision, its threshold, where and like what
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one byte changed"])
 def test_a_damaged_bundle_is_refused_as_here(
-    damage: str, device: Any, invoke: Any, bundle_file: Path, texture_set: Path, tmp_path: Path
+    damage: str, device: Any, invoke: Any, precise_bundle: Path, texture_set: Path, tmp_path: Path
 ) -> None:
-    content = bytearray(bundle_file.read_bytes())
+    content = bytearray(precise_bundle.read_bytes())
     if damage == "cut short":
         del content[len(content) // 2 :]
     else:
