@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,13 +135,19 @@ def export_models(run: Run, precisions: Sequence[Precision], replay: Replay) -> 
     return ExportedModel(models, layers, tuple(results))
 
 
-def export_bundle(run: Run, out: Path, precisions: Sequence[Precision] = ()) -> tuple[Manifest, ExportedModel]:
+def export_bundle(
+    run: Run,
+    out: Path,
+    precisions: Sequence[Precision] = (),
+    sign: Callable[[bytes], bytes] | None = None,
+) -> tuple[Manifest, ExportedModel]:
     """Export a run and write the bundle if parity holds.
 
     Args:
         run: The run.
         out: Bundle to write.
         precisions: What it carries beside FP32.
+        sign: Gives the signature of its manifest; None leaves it unsigned.
 
     Raises:
         ParityError: A precision, or an engine of this machine, does not decide as the trained network.
@@ -163,7 +169,8 @@ def export_bundle(run: Run, out: Path, precisions: Sequence[Precision] = ()) -> 
         shots=len(run.split.shots),
     )
     golden = _golden(replayed)
-    return write_bundle(out, manifest, exported.models, run.calibration, golden, run.exemplars), exported
+    written = write_bundle(out, manifest, exported.models, run.calibration, golden, run.exemplars, sign=sign)
+    return written, exported
 
 
 def export_portable(run: Run, out: Path, precision: Precision) -> ExportedModel:

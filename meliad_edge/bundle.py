@@ -3,6 +3,7 @@
 A stored ZIP with these parts, each listed with size and SHA-256 in ``manifest.json``:
 
     manifest.json       what the model is, where it came from, its parts
+    manifest.sig        Ed25519 signature of manifest.json, 64 bytes; where it was signed
     model.fp32.onnx     uint8 frames in, raw scores, maps and nearest prototypes out; model.fp16.onnx and
                         model.int8.onnx are the same model in lower precision, where exported
     calibration.json    threshold and the calibration scores behind it
@@ -24,7 +25,7 @@ import json
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -49,7 +50,7 @@ _MAX_TOTAL_BYTES = 1024 * 1024 * 1024
 _MAX_SHEET_PIXELS = 64 * 1024 * 1024
 _MAX_INPUT_SIDE = 1024
 _PART_NAME = re.compile(
-    r"manifest\.json|model\.(fp32|fp16|int8)\.onnx|calibration\.json|golden\.json|golden/[0-9]{3}\.png|golden/maps\.npy|exemplars\.(json|png)"
+    r"manifest\.(json|sig)|model\.(fp32|fp16|int8)\.onnx|calibration\.json|golden\.json|golden/[0-9]{3}\.png|golden/maps\.npy|exemplars\.(json|png)"
 )
 
 
@@ -112,6 +113,19 @@ class GoldenFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class Signed:
+    """What a signature is checked against.
+
+    Attributes:
+        manifest: The bytes of ``manifest.json``, which lists the SHA-256 of every other part.
+        signature: 64 bytes, or None in a bundle that is not signed.
+    """
+
+    manifest: bytes
+    signature: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """An opened and verified ``.meliad`` file, in memory."""
 
@@ -120,6 +134,7 @@ class Bundle:
     calibration: Calibration
     golden: tuple[GoldenFrame, ...]
     exemplars: tuple[Exemplar, ...]
+    signed: Signed
 
     @property
     def default_precision(self) -> Precision:
@@ -138,10 +153,21 @@ def write_bundle(
     calibration: Calibration,
     golden: Sequence[GoldenFrame],
     exemplars: Sequence[Exemplar],
+    *,
+    sign: Callable[[bytes], bytes] | None = None,
 ) -> Manifest:
     """Write a bundle; the same inputs give the same bytes.
 
     The file appears under its name only when it is complete.
+
+    Args:
+        path: File to write.
+        manifest: What it says about itself; its list of parts is made here.
+        models: Serialised graphs, FP32 among them.
+        calibration: Threshold and the scores behind it.
+        golden: Frames with the results they must give.
+        exemplars: The training patch behind each prototype.
+        sign: Gives the signature of the manifest; None leaves the bundle unsigned.
 
     Returns:
         The manifest as written, with its list of parts.
@@ -169,7 +195,10 @@ def write_bundle(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with zipfile.ZipFile(partial, "w", compression=zipfile.ZIP_STORED) as archive:
-        archive.writestr(_entry("manifest.json"), _to_json(manifest.model_dump(mode="json")))
+        described = _to_json(manifest.model_dump(mode="json"))
+        archive.writestr(_entry("manifest.json"), described)
+        if sign is not None:
+            archive.writestr(_entry("manifest.sig"), sign(described))
         for name, data in sorted(contents.items()):
             archive.writestr(_entry(name), data)
     partial.replace(path)
@@ -259,8 +288,9 @@ def _verify(contents: Mapping[str, bytes], path: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         msg = f"{path}: manifest.json is not JSON ({error}); export the bundle again"
         raise BundleError(msg) from error
-    if set(manifest.parts) != set(contents) - {"manifest.json"}:
-        odd = sorted(set(manifest.parts) ^ (set(contents) - {"manifest.json"}))[0]
+    parts = set(contents) - {"manifest.json", "manifest.sig"}
+    if set(manifest.parts) != parts:
+        odd = sorted(set(manifest.parts) ^ parts)[0]
         msg = f"{path}: part {odd!r} is missing or not in the manifest; copy the bundle again"
         raise BundleError(msg)
     for name, part in manifest.parts.items():
@@ -288,7 +318,8 @@ def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
     exemplars: tuple[Exemplar, ...] = ()
     if exemplar_fields:
         exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"], _MAX_SHEET_PIXELS))
-    return Bundle(manifest, _read_models(manifest, contents), calibration, golden, exemplars)
+    signed = Signed(contents["manifest.json"], contents.get("manifest.sig"))
+    return Bundle(manifest, _read_models(manifest, contents), calibration, golden, exemplars, signed)
 
 
 def _read_models(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[Precision, bytes]:

@@ -6,6 +6,7 @@
     │   └── ImageError         3   one image cannot be used; the rest of a batch goes on
     ├── ModelError             4   weights, a run folder or a detector cannot be used
     ├── BundleError            5   a .meliad file is damaged, foreign or unsafe
+    │   └── SignatureError     5   nobody this machine trusts signed it
     ├── ParityError            6   an exported model does not decide as the trained one does
     ├── SourceError            7   a camera or video cannot be read
     ├── MissingExtraError      8   an optional dependency is not installed
@@ -51,6 +52,10 @@ class BundleError(MeliadError):
     """A ``.meliad`` bundle is damaged, foreign, of an unknown version, or unsafe to open."""
 
     exit_code = 5
+
+
+class SignatureError(BundleError):
+    """A bundle is not signed, or not by a key that this machine trusts and that has not expired."""
 
 
 class ParityError(MeliadError):

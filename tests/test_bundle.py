@@ -114,10 +114,11 @@ def test_what_is_written_is_read(path: Path) -> None:
     bundle = open_bundle(path)
     manifest = bundle.manifest
     assert manifest.model_copy(update={"parts": {}}) == MANIFEST
-    assert_equal(
-        bundle,
-        Bundle(manifest, {"fp32": MODEL}, calibrate([0.5, 1.25, 0.75]), tuple(golden_frames()), tuple(exemplars())),
-    )
+    frames, patches = tuple(golden_frames()), tuple(exemplars())
+    calibration = calibrate([0.5, 1.25, 0.75])
+    assert_equal(bundle, Bundle(manifest, {"fp32": MODEL}, calibration, frames, patches, bundle.signed))
+    assert bundle.signed.signature is None
+    assert bundle.signed.manifest == read_parts(path)["manifest.json"]
     assert bundle.model_sha256("fp32") == hashlib.sha256(MODEL).hexdigest() == manifest.parts["model.fp32.onnx"].sha256
     assert [entry.name for entry in path.parent.iterdir()] == ["test.meliad"]
 

@@ -21,6 +21,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 VERBS = ["demo", "fit", "evaluate", "calibrate", "export", "check", "predict", "watch", "bench", "doctor"]
+GROUPS = ["keys"]
 REPORTING = ["evaluate", "calibrate", "export", "check", "predict", "watch", "bench", "doctor", "fit"]
 
 
@@ -60,7 +61,7 @@ def test_the_verbs_in_the_order_of_the_line(invoke: Any) -> None:
     outcome = invoke("--help")
     assert outcome.code == 0
     commands = outcome.out.partition("Commands:")[2]
-    assert re.findall(r"^  (\w+) ", commands, re.MULTILINE) == VERBS
+    assert re.findall(r"^  (\w+) ", commands, re.MULTILINE) == [*VERBS, *GROUPS]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from meliad_edge import __version__
-from meliad_edge.cli import bench, calibrate, check, demo, doctor, evaluate, export, fit, predict, watch
+from meliad_edge.cli import bench, calibrate, check, demo, doctor, evaluate, export, fit, keys, predict, watch
 from meliad_edge.errors import MeliadError
 
 app = typer.Typer(
@@ -30,6 +30,9 @@ def _print_version(requested: bool) -> None:
     if requested:
         typer.echo(f"meliad-edge {__version__}")
         raise typer.Exit
+
+
+app.add_typer(keys.app, name="keys")
 
 
 @app.callback()

@@ -23,9 +23,9 @@ def command(
     """Measure a bundle's latency: capture, decode, preprocess, infer, score, post."""
     from meliad_edge.benchmarks.environment import describe_environment
     from meliad_edge.benchmarks.latency import UNSTABLE_COV, measure_latency
-    from meliad_edge.bundle import open_bundle
+    from meliad_edge.runtime.load import open_trusted
 
-    bundle = open_bundle(model)
+    bundle = open_trusted(model)
     precision = precision or bundle.default_precision
     report = measure_latency(bundle, precision, frame_hw=_parse_size(frame_size), frames=frames, threads=threads)
     if json:

@@ -22,12 +22,11 @@ def command(
 
     Without --against only the golden frames inside the bundle are replayed.
     """
-    from meliad_edge.bundle import open_bundle
     from meliad_edge.errors import ParityError
     from meliad_edge.parity import check_golden, require_parity
-    from meliad_edge.runtime.load import load_engine
+    from meliad_edge.runtime.load import load_engine, open_trusted
 
-    bundle = open_bundle(model)
+    bundle = open_trusted(model)
     results = [check_golden(bundle, load_engine(bundle, precision), precision) for precision in bundle.models]
     run = None
     if against is not None:

@@ -34,14 +34,18 @@ def command(
         list[str] | None,
         typer.Option(help="fp16 or int8, to carry beside fp32, or as that of the graph; may be repeated."),
     ] = None,
+    sign: Annotated[str | None, typer.Option(metavar="NAME", help="Key to sign the bundle with; see keys.")] = None,
     json: Json = False,
 ) -> None:
     """Write a run as one .meliad bundle for a device, in every precision that decides as the run does."""
     require_extra("torch", "train")
     require_extra("onnx", "export")
     from meliad_edge.export.to_bundle import export_bundle, export_portable
+    from meliad_edge.keys_folder import keys_folder
     from meliad_edge.run import load_run
+    from meliad_edge.signing import load_key
 
+    key = None if sign is None else load_key(sign, keys_folder())
     wanted = [_parse_precision(text) for text in precision or []]
     if format == "onnx":
         if len(wanted) > 1:
@@ -53,7 +57,8 @@ def command(
         follow = "standard ONNX operators only"
     else:
         path = out or run / "model.meliad"
-        _, exported = export_bundle(load_run(run), path, wanted)
+        _, exported = export_bundle(load_run(run), path, wanted, None if key is None else key.sign)
+        say("signature", "none; make a key with: meliad-edge keys make NAME" if key is None else str(key.public))
         follow = f"next: meliad-edge predict {path} IMAGES..."
     for lowered, layers in exported.layers.items():
         _say_layers(lowered, layers)

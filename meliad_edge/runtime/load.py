@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 from meliad_edge.bundle import Bundle, open_bundle
-from meliad_edge.errors import BundleError
+from meliad_edge.errors import BundleError, SignatureError
+from meliad_edge.keys_folder import keys_folder
 from meliad_edge.precision import Precision
 from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from meliad_edge.runtime.predictor import Predictor
@@ -22,9 +24,27 @@ def load_predictor(path: Path, *, precision: Precision | None = None, threads: i
     Raises:
         BundleError: The bundle cannot be opened, has no graph in that precision, or its graph cannot be loaded.
     """
-    bundle = open_bundle(path)
+    bundle = open_trusted(path)
     precision = precision or bundle.default_precision
     return Predictor(bundle, load_engine(bundle, precision, threads=threads), precision)
+
+
+def open_trusted(path: Path) -> Bundle:
+    """Open a bundle if this machine may run it: one that trusts no key runs any, others run what a trusted key signed.
+
+    Raises:
+        BundleError: The bundle cannot be opened.
+        SignatureError: No trusted key signed it.
+    """
+    bundle = open_bundle(path)
+    if any((keys_folder() / "trusted").glob("*.pub")):  # no cryptography is loaded where there are none
+        from meliad_edge.signing import trusted_keys, verify
+
+        try:
+            verify(bundle.signed.manifest, bundle.signed.signature, trusted_keys(keys_folder()), datetime.date.today())
+        except SignatureError as error:
+            raise SignatureError(f"{path}: {error}") from error
+    return bundle
 
 
 def load_engine(bundle: Bundle, precision: Precision, *, threads: int | None = None) -> OnnxRuntimeEngine:

@@ -9,6 +9,7 @@ import pytest
 from meliad_edge.cli import app
 
 VERBS = [command.name for command in app.registered_commands]
+GROUPS = [group.name for group in app.registered_groups]
 # Offered for every verb, so the table does not repeat them.
 EVERYWHERE = {"--help"}
 
@@ -44,4 +45,4 @@ def test_pages_name_no_option_that_does_not_exist(table: dict[str, set[str]], pa
 
 def test_pages_name_no_verb_that_does_not_exist(pages: dict[str, str]) -> None:
     used = {verb for text in pages.values() for verb in re.findall(r"(?:^|`)meliad-edge ([a-z]+)", text, re.MULTILINE)}
-    assert used and used <= set(VERBS)
+    assert used and used <= {*VERBS, *GROUPS}
