@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,24 @@ def calibrate(
         upper_bound=_clopper_pearson_upper(int(np.count_nonzero(ordered >= threshold)), count),
         scores=tuple(float(s) for s in ordered),
         score_offset=score_offset,
+    )
+
+
+def move_threshold(calibration: Calibration, threshold: float) -> Calibration:
+    """The same calibration images at another threshold, with what it promises then.
+
+    Args:
+        calibration: Its scores are kept.
+        threshold: Any finite score.
+    """
+    alarms, count = sum(score >= threshold for score in calibration.scores), calibration.count
+    rate = (alarms + 1) / (count + 1)
+    return replace(
+        calibration,
+        threshold=threshold,
+        target_false_alarm_rate=rate,
+        guaranteed_false_alarm_rate=rate,
+        upper_bound=_clopper_pearson_upper(alarms, count),
     )
 
 

@@ -20,9 +20,9 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-VERBS = ["demo", "fit", "evaluate", "calibrate", "export", "check", "predict", "watch", "bench", "doctor"]
+VERBS = ["demo", "fit", "evaluate", "calibrate", "export", "check", "threshold", "predict", "watch", "bench", "doctor"]
 GROUPS = ["keys"]
-REPORTING = ["evaluate", "calibrate", "export", "check", "predict", "watch", "bench", "doctor", "fit"]
+REPORTING = ["evaluate", "calibrate", "export", "check", "threshold", "predict", "watch", "bench", "doctor", "fit"]
 
 
 def test_one_version() -> None:

@@ -28,12 +28,15 @@ def command(
 ) -> None:
     """Decide on images with a bundle; a bad file is reported and the rest goes on."""
     from meliad_edge.data.images import find_images, read_image
+    from meliad_edge.device_threshold import threshold_file
     from meliad_edge.errors import DataError, ImageError, PartialFailureError
     from meliad_edge.explain import save_explanation
     from meliad_edge.progress import track
     from meliad_edge.runtime.load import load_predictor
 
     predictor = load_predictor(model, precision=precision, threads=threads)
+    if (own := threshold_file(model)).exists():
+        say("threshold", f"{predictor.bundle.calibration.threshold:.3f}, set on this device in {own}")
     errors: list[dict[str, str]] = []
     paths: list[Path] = []
     for pattern in images:

@@ -47,6 +47,7 @@ def command(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
 ) -> None:
     """Watch sources with a bundle: a line per event, counters and latencies at the end; Ctrl-C ends it."""
+    from meliad_edge.device_threshold import threshold_file
     from meliad_edge.errors import PartialFailureError
     from meliad_edge.runtime.load import load_predictor
     from meliad_edge.sinks.destinations import open_sink
@@ -56,6 +57,8 @@ def command(
 
     event_window = _parse_window(window)
     predictor = load_predictor(model, precision=precision, threads=threads)
+    if (own := threshold_file(model)).exists():
+        say("threshold", f"{predictor.bundle.calibration.threshold:.3f}, set on this device in {own}")
     sinks = []
     if out is not None:
         sinks.append(QueuedSink(open_sink(out, predictor.bundle.calibration.colour_range)))

@@ -6,6 +6,7 @@ import datetime
 from pathlib import Path
 
 from meliad_edge.bundle import Bundle, open_bundle
+from meliad_edge.device_threshold import with_device_threshold
 from meliad_edge.errors import BundleError, SignatureError
 from meliad_edge.keys_folder import keys_folder
 from meliad_edge.precision import Precision
@@ -22,9 +23,10 @@ def load_predictor(path: Path, *, precision: Precision | None = None, threads: i
         threads: Threads of the engine; None uses every core.
 
     Raises:
-        BundleError: The bundle cannot be opened, has no graph in that precision, or its graph cannot be loaded.
+        BundleError: The bundle cannot be opened, has no graph in that precision, its graph cannot be loaded, or the
+            threshold of this device is damaged.
     """
-    bundle = open_trusted(path)
+    bundle = with_device_threshold(open_trusted(path), path)
     precision = precision or bundle.default_precision
     return Predictor(bundle, load_engine(bundle, precision, threads=threads), precision)
 

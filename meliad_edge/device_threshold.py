@@ -1,0 +1,107 @@
+"""A threshold of this device's own, in a file beside the bundle: the signed part is never touched."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from meliad_edge.bundle import Bundle
+from meliad_edge.calibrate import Calibration, calibrate, move_threshold
+from meliad_edge.errors import BundleError, UsageError
+
+_MAX_FILE_BYTES = 4096
+
+
+class _DeviceThreshold(BaseModel):
+    """The file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    threshold: float = Field(allow_inf_nan=False)
+    target_false_alarm_rate: float | None = Field(gt=0.0, lt=1.0)
+
+
+def threshold_file(bundle_file: Path) -> Path:
+    """Where it is: ``line3.meliad`` has ``line3.threshold.json``."""
+    return bundle_file.with_suffix(".threshold.json")
+
+
+def set_threshold(
+    bundle: Bundle, bundle_file: Path, *, false_alarm_rate: float | None = None, value: float | None = None
+) -> Calibration:
+    """Give this device a threshold of its own for a bundle.
+
+    Args:
+        bundle: The opened bundle.
+        bundle_file: Where it is.
+        false_alarm_rate: Accepted rate on normal images, from the calibration scores in the bundle.
+        value: Or the threshold itself.
+
+    Raises:
+        UsageError: Not exactly one of the two is given, or it is out of range.
+    """
+    if (false_alarm_rate is None) == (value is None):
+        msg = "name either --false-alarm-rate or --value"
+        raise UsageError(msg)
+    chosen = _DeviceThreshold(
+        manifest_sha256=_digest(bundle),
+        threshold=_finite(value) if value is not None else _at_rate(bundle.calibration, false_alarm_rate).threshold,
+        target_false_alarm_rate=false_alarm_rate,
+    )
+    file = threshold_file(bundle_file)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(chosen.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+    return _calibration(bundle.calibration, chosen)
+
+
+def with_device_threshold(bundle: Bundle, bundle_file: Path) -> Bundle:
+    """The bundle as this device decides: with its own threshold, if it has one.
+
+    Raises:
+        BundleError: The file is damaged or belongs to another bundle.
+    """
+    file = threshold_file(bundle_file)
+    try:
+        with file.open("rb") as opened:
+            chosen = _DeviceThreshold.model_validate_json(opened.read(_MAX_FILE_BYTES))
+    except FileNotFoundError:
+        return bundle
+    except (OSError, ValidationError, ValueError) as error:
+        msg = f"{file}: not a threshold of meliad-edge; {_mend(bundle_file)}"
+        raise BundleError(msg) from error
+    if chosen.manifest_sha256 != _digest(bundle):
+        msg = f"{file}: belongs to another bundle than {bundle_file.name}; {_mend(bundle_file)}"
+        raise BundleError(msg)
+    return replace(bundle, calibration=_calibration(bundle.calibration, chosen))
+
+
+def _calibration(shipped: Calibration, chosen: _DeviceThreshold) -> Calibration:
+    if chosen.target_false_alarm_rate is None:
+        return move_threshold(shipped, chosen.threshold)
+    return _at_rate(shipped, chosen.target_false_alarm_rate)
+
+
+def _at_rate(shipped: Calibration, rate: float | None) -> Calibration:
+    assert rate is not None
+    return calibrate(shipped.scores, target_false_alarm_rate=rate, score_offset=shipped.score_offset)
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        msg = f"--value {value}: a threshold is a finite score"
+        raise UsageError(msg)
+    return value
+
+
+def _digest(bundle: Bundle) -> str:
+    return hashlib.sha256(bundle.signed.manifest).hexdigest()
+
+
+def _mend(bundle_file: Path) -> str:
+    return f"set it again, or go back to the bundle's own with: meliad-edge threshold {bundle_file} --reset"
