@@ -40,6 +40,7 @@ from meliad_edge.calibrate import Calibration
 from meliad_edge.data.images import decode_image
 from meliad_edge.errors import BundleError, ImageError
 from meliad_edge.exemplars import Exemplar, from_fields, to_contact_sheet, to_fields
+from meliad_edge.graph_guard import check_graph
 from meliad_edge.precision import PRECISIONS, ParityLimits, Precision
 
 SCHEMA_VERSION = 2
@@ -327,6 +328,8 @@ def _read_models(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[Prec
     if set(models) != set(manifest.precisions) or "fp32" not in models:
         msg = f"the manifest names the precisions {sorted(manifest.precisions)}, the graphs are {sorted(models)}"
         raise ValueError(msg)
+    for model in models.values():
+        check_graph(model)
     return models
 
 

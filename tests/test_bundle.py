@@ -30,7 +30,7 @@ MANIFEST = Manifest(
     precisions={"fp32": DEFAULT_LIMITS["fp32"]},
     created_by="tests", dataset="none", licence="none", train_normals=3, shots=2,
 )  # fmt: skip
-MODEL = bytes(range(256)) * 8
+MODEL = b"\x3a\x00" * 1024  # 1,024 empty graphs, one after the other
 
 
 def golden_frames(count: int = 3) -> list[GoldenFrame]:

@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
         train_normals=3, shots=1,
     )  # fmt: skip
     file = tmp_path / "line3.meliad"
-    write_bundle(file, manifest, {"fp32": b"no graph"}, calibrate([60.0, 80.0, 100.0]), [], [])
+    write_bundle(file, manifest, {"fp32": b""}, calibrate([60.0, 80.0, 100.0]), [], [])
     return file
 
 
