@@ -113,8 +113,13 @@ class GoldenFrame:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened and verified ``.meliad`` file, in memory."""
+    """An opened and verified ``.meliad`` file, in memory.
 
+    Attributes:
+        path: The file; what is built from it on a device lies beside it.
+    """
+
+    path: Path
     manifest: Manifest
     models: Mapping[Precision, bytes]
     calibration: Calibration
@@ -193,7 +198,7 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(msg) from error
     manifest = _verify(contents, path)
     try:
-        return _assemble(manifest, contents)
+        return _assemble(path, manifest, contents)
     except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, ImageError) as error:
         reason = " ".join(str(error).split())[:200]
         msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {reason}); export it again"
@@ -270,7 +275,7 @@ def _verify(contents: Mapping[str, bytes], path: Path) -> Manifest:
     return manifest
 
 
-def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+def _assemble(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
     calibration = calibrate.from_fields(json.loads(contents["calibration.json"]))
     golden_fields = json.loads(contents["golden.json"])
     maps = _decode_maps(contents["golden/maps.npy"], (len(golden_fields), *manifest.grid_hw)) if golden_fields else ()
@@ -288,7 +293,7 @@ def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
     exemplars: tuple[Exemplar, ...] = ()
     if exemplar_fields:
         exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"], _MAX_SHEET_PIXELS))
-    return Bundle(manifest, _read_models(manifest, contents), calibration, golden, exemplars)
+    return Bundle(path, manifest, _read_models(manifest, contents), calibration, golden, exemplars)
 
 
 def _read_models(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[Precision, bytes]:

@@ -116,7 +116,9 @@ def test_what_is_written_is_read(path: Path) -> None:
     assert manifest.model_copy(update={"parts": {}}) == MANIFEST
     assert_equal(
         bundle,
-        Bundle(manifest, {"fp32": MODEL}, calibrate([0.5, 1.25, 0.75]), tuple(golden_frames()), tuple(exemplars())),
+        Bundle(
+            path, manifest, {"fp32": MODEL}, calibrate([0.5, 1.25, 0.75]), tuple(golden_frames()), tuple(exemplars())
+        ),
     )
     assert bundle.model_sha256("fp32") == hashlib.sha256(MODEL).hexdigest() == manifest.parts["model.fp32.onnx"].sha256
     assert [entry.name for entry in path.parent.iterdir()] == ["test.meliad"]

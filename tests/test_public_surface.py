@@ -20,8 +20,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-VERBS = ["demo", "fit", "evaluate", "calibrate", "export", "check", "predict", "watch", "bench", "doctor"]
-REPORTING = ["evaluate", "calibrate", "export", "check", "predict", "watch", "bench", "doctor", "fit"]
+VERBS = ["demo", "fit", "evaluate", "calibrate", "export", "build", "check", "predict", "watch", "bench", "doctor"]
+REPORTING = ["evaluate", "calibrate", "export", "build", "check", "predict", "watch", "bench", "doctor", "fit"]
 
 
 def test_one_version() -> None:

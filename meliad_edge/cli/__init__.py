@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from meliad_edge import __version__
-from meliad_edge.cli import bench, calibrate, check, demo, doctor, evaluate, export, fit, predict, watch
+from meliad_edge.cli import bench, build, calibrate, check, demo, doctor, evaluate, export, fit, predict, watch
 from meliad_edge.errors import MeliadError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order of the line they serve.
-for _verb in (demo, fit, evaluate, calibrate, export, check, predict, watch, bench, doctor):
+for _verb in (demo, fit, evaluate, calibrate, export, build, check, predict, watch, bench, doctor):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 
