@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import importlib.util
@@ -48,7 +49,7 @@ class Device:
         try:
             self.driver.init()
             self._device = self.driver.Device(0)
-            self._context = self._device.retain_primary_context()
+            self._context = _primary_context(self.driver)
         except self.driver.Error as error:
             msg = f"no NVIDIA GPU can be used ({_one_line(error)}); see: meliad-edge doctor, {_INSTEAD}"
             raise EngineError(msg) from error
@@ -84,6 +85,14 @@ class Device:
         except (self.driver.Error, CudaGraphError) as error:
             msg = f"{doing} failed on the GPU ({_one_line(error)}); see: meliad-edge doctor, {_INSTEAD}"
             raise EngineError(msg) from error
+
+
+@functools.cache
+def _primary_context(driver: Any) -> Any:
+    """The context of the process, given back when it ends: PyCUDA's destructor takes it for one of another kind."""
+    context = driver.Device(0).retain_primary_context()
+    atexit.register(context.detach)
+    return context
 
 
 class CudaGraphError(Exception):
