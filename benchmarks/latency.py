@@ -19,7 +19,8 @@ from meliad_edge.data.preprocess import to_model_input
 from meliad_edge.monitor.latency import LatencySummary, summarise
 from meliad_edge.precision import Precision
 from meliad_edge.progress import progress_bar
-from meliad_edge.runtime.load import load_engine
+from meliad_edge.runtime.choice import EngineChoice
+from meliad_edge.runtime.load import make_predictor
 from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from meliad_edge.runtime.predictor import Predictor
 
@@ -39,17 +40,20 @@ class LatencyReport:
 
     Attributes:
         engine: What executed the model.
+        precision: Of the graph it executed.
         threads: Threads of the engine; None means every core.
         frame_hw: Height and width of the JPEG frames that were decoded.
         stages: Summary per stage. ``capture`` reads the file, ``decode`` JPEG to RGB, ``preprocess`` resizes,
             ``infer`` is the network without the scoring, ``score`` the scoring node: the engine's time, split by the
             median share that ONNX Runtime's profile of a separate session gives the scoring; ``post`` threshold and
-            regions, ``total`` everything from the file to the decision.
+            regions, ``total`` everything from the file to the decision. Without ``score`` on another engine, whose
+            ``infer`` then includes it.
         cold_start_s: From the bundle's bytes to a session that can run.
         first_frame_s: Latency of the first frame, before any warm-up.
     """
 
     engine: str
+    precision: Precision
     threads: int | None
     frame_hw: tuple[int, int]
     stages: dict[str, LatencySummary]
@@ -68,8 +72,9 @@ class LatencyReport:
 
 def measure_latency(
     bundle: Bundle,
-    precision: Precision,
+    precision: Precision | None,
     *,
+    engine: EngineChoice = "onnxruntime",
     frame_hw: tuple[int, int] = (480, 640),
     frames: int = 200,
     threads: int | None = None,
@@ -80,35 +85,36 @@ def measure_latency(
 
     Args:
         bundle: The model.
-        precision: Which of its graphs.
+        precision: Which of its graphs; None takes the default of the engine.
+        engine: What executes it.
         frame_hw: Height and width of the frames.
         frames: Frames measured after the warm-up.
         threads: Threads of the engine.
     """
     start = time.perf_counter()
-    engine = load_engine(bundle, precision, threads=threads)
+    predictor = make_predictor(bundle, precision=precision, engine=engine, threads=threads)
     cold_start_s = time.perf_counter() - start
-    predictor = Predictor(bundle, engine, precision)
     samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
     with tempfile.TemporaryDirectory(prefix="meliad-bench-") as folder:
         files = _write_frames(bundle, frame_hw, Path(folder))
         first_frame_s = _time_frame(predictor, files[0])["total"]
         _warm_up(predictor, files)
         with progress_bar() as bar:
-            task = bar.add_task(f"{engine.name:<24}", total=frames, note="")
+            task = bar.add_task(f"{predictor.engine.name:<24}", total=frames, note="")
             for index in range(frames):
                 for stage, seconds in _time_frame(predictor, files[index % len(files)]).items():
                     samples[stage].append(seconds)
                 bar.advance(task)
-        share = _score_share(bundle, precision, threads, Path(folder))
-    summaries = {stage: summarise(values) for stage, values in samples.items() if stage != "score"}
-    infer = np.asarray(samples["infer"])
-    summaries["infer"], summaries["score"] = summarise(infer * (1.0 - share)), summarise(infer * share)
+        if isinstance(predictor.engine, OnnxRuntimeEngine):
+            share = _score_share(bundle, predictor.precision, threads, Path(folder))
+            infer = np.asarray(samples["infer"])
+            samples["infer"], samples["score"] = list(infer * (1.0 - share)), list(infer * share)
     return LatencyReport(
-        engine=engine.name,
+        engine=predictor.engine.name,
+        precision=predictor.precision,
         threads=threads,
         frame_hw=frame_hw,
-        stages={stage: summary for stage in STAGES if (summary := summaries[stage]) is not None},
+        stages={stage: summarise(values) for stage, values in samples.items() if values},
         cold_start_s=cold_start_s,
         first_frame_s=first_frame_s,
     )

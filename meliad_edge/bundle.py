@@ -128,8 +128,13 @@ class Signed:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened and verified ``.meliad`` file, in memory."""
+    """An opened and verified ``.meliad`` file, in memory.
 
+    Attributes:
+        path: The file; what is built from it on a device lies beside it.
+    """
+
+    path: Path
     manifest: Manifest
     models: Mapping[Precision, bytes]
     calibration: Calibration
@@ -223,7 +228,7 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(msg) from error
     manifest = _verify(contents, path)
     try:
-        return _assemble(manifest, contents)
+        return _assemble(path, manifest, contents)
     except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, ImageError) as error:
         reason = " ".join(str(error).split())[:200]
         msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {reason}); export it again"
@@ -301,7 +306,7 @@ def _verify(contents: Mapping[str, bytes], path: Path) -> Manifest:
     return manifest
 
 
-def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+def _assemble(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
     calibration = calibrate.from_fields(json.loads(contents["calibration.json"]))
     golden_fields = json.loads(contents["golden.json"])
     maps = _decode_maps(contents["golden/maps.npy"], (len(golden_fields), *manifest.grid_hw)) if golden_fields else ()
@@ -320,7 +325,7 @@ def _assemble(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
     if exemplar_fields:
         exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"], _MAX_SHEET_PIXELS))
     signed = Signed(contents["manifest.json"], contents.get("manifest.sig"))
-    return Bundle(manifest, _read_models(manifest, contents), calibration, golden, exemplars, signed)
+    return Bundle(path, manifest, _read_models(manifest, contents), calibration, golden, exemplars, signed)
 
 
 def _read_models(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[Precision, bytes]:

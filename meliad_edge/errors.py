@@ -10,7 +10,8 @@
     ├── ParityError            6   an exported model does not decide as the trained one does
     ├── SourceError            7   a camera or video cannot be read
     ├── MissingExtraError      8   an optional dependency is not installed
-    └── PartialFailureError    9   the work was done, but some inputs failed and were reported
+    ├── PartialFailureError    9   the work was done, but some inputs failed and were reported
+    └── EngineError           10   a TensorRT engine or the GPU it needs cannot be used
 
 Every message is one line: what failed, the value seen, what to do next.
 """
@@ -83,3 +84,9 @@ class PartialFailureError(MeliadError):
     """The work was done, but some of its inputs failed; each was reported on its own line."""
 
     exit_code = 9
+
+
+class EngineError(MeliadError):
+    """A TensorRT engine cannot be built, belongs to another machine or model, or fails; or there is no GPU for it."""
+
+    exit_code = 10

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import shutil
@@ -146,6 +147,21 @@ def precise_bundle(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.Te
     outcome = invoke("export", run_folder, "--precision", "fp16", "--precision", "int8", "--out", path)
     assert outcome.code == 0, outcome.err
     return path
+
+
+@pytest.fixture(scope="session")
+def cuda_include() -> Path:
+    """The folder of CUDA's headers: of a toolkit, of the system, or of the wheels that torch brings."""
+    nvcc = shutil.which("nvcc")
+    folders = [Path(nvcc).resolve().parents[1] / "include"] if nvcc is not None else []
+    folders += [Path("/usr/local/cuda/include"), Path("/usr/include")]
+    spec = importlib.util.find_spec("nvidia")
+    for wheels in (spec.submodule_search_locations or []) if spec else []:
+        folders += Path(wheels).glob("*/include")
+    found = next((folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()), None)
+    if found is None:
+        pytest.skip("no CUDA headers: neither a toolkit nor NVIDIA's wheels are here")
+    return found
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def test_what_is_written_is_read(path: Path) -> None:
     assert manifest.model_copy(update={"parts": {}}) == MANIFEST
     frames, patches = tuple(golden_frames()), tuple(exemplars())
     calibration = calibrate([0.5, 1.25, 0.75])
-    assert_equal(bundle, Bundle(manifest, {"fp32": MODEL}, calibration, frames, patches, bundle.signed))
+    assert_equal(bundle, Bundle(path, manifest, {"fp32": MODEL}, calibration, frames, patches, bundle.signed))
     assert bundle.signed.signature is None
     assert bundle.signed.manifest == read_parts(path)["manifest.json"]
     assert bundle.model_sha256("fp32") == hashlib.sha256(MODEL).hexdigest() == manifest.parts["model.fp32.onnx"].sha256

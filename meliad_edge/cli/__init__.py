@@ -12,6 +12,7 @@ import typer
 from meliad_edge import __version__
 from meliad_edge.cli import (
     bench,
+    build,
     calibrate,
     check,
     demo,
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order of the line they serve.
-for _verb in (demo, fit, evaluate, calibrate, export, check, threshold, predict, watch, bench, doctor):
+for _verb in (demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, bench, doctor):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 

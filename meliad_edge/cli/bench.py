@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meliad_edge.cli.options import BundleFile, BundlePrecision, Json
+from meliad_edge.cli.options import BundleEngine, BundleFile, BundlePrecision, Json
 from meliad_edge.cli.output import print_json, print_table, say
 from meliad_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from meliad_edge.benchmarks.latency import LatencyReport
 
 
 def command(
@@ -17,6 +20,7 @@ def command(
     json: Json = False,
     frames: Annotated[int, typer.Option(min=10, help="Frames to measure after the warm-up.")] = 200,
     frame_size: Annotated[str, typer.Option(metavar="WxH", help="Size of the frames that are decoded.")] = "640x480",
+    engine: BundleEngine = "auto",
     precision: BundlePrecision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
 ) -> None:
@@ -26,14 +30,14 @@ def command(
     from meliad_edge.runtime.load import open_trusted
 
     bundle = open_trusted(model)
-    precision = precision or bundle.default_precision
-    report = measure_latency(bundle, precision, frame_hw=_parse_size(frame_size), frames=frames, threads=threads)
+    report = measure_latency(
+        bundle, precision, engine=engine, frame_hw=_parse_size(frame_size), frames=frames, threads=threads
+    )
     if json:
         print_json(
             {
                 "model": str(model),
-                "model_sha256": bundle.model_sha256(precision),
-                "precision": precision,
+                "model_sha256": bundle.model_sha256(report.precision),
                 **report.to_dict(),
                 "environment": describe_environment(),
             }
@@ -50,9 +54,8 @@ def command(
                 )
                 for stage, v in report.stages.items()
             ],
-            caption=f"{report.engine}, {precision}, {frames} frames of {frame_size}, "
-            "percentiles as trtexec defines them; "
-            "infer and score are the engine's time, split by its profile",
+            caption=f"{report.engine}, {report.precision}, {frames} frames of {frame_size}, "
+            f"percentiles as trtexec defines them; {_describe_infer(report)}",
         )
         say("start", f"session ready in {report.cold_start_s:.2f} s, first frame {1e3 * report.first_frame_s:.1f} ms")
     if not report.is_stable:
@@ -60,6 +63,12 @@ def command(
             "warning",
             f"spread of infer {report.stages['infer'].cov:.1%} is above {UNSTABLE_COV:.1%}: do not quote these",
         )
+
+
+def _describe_infer(report: LatencyReport) -> str:
+    if "score" in report.stages:
+        return "infer and score are the engine's time, split by its profile"
+    return "infer is the engine's time, the scoring included"
 
 
 def _parse_size(text: str) -> tuple[int, int]:

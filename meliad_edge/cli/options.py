@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from meliad_edge.precision import Precision
+from meliad_edge.runtime.choice import EngineChoice
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder written by fit.", show_default=False)]
 BundleFile = Annotated[
@@ -15,6 +16,16 @@ BundleFile = Annotated[
 ]
 BundlePrecision = Annotated[
     Precision | None,
-    typer.Option("--precision", help="Which graph of the bundle.  [default: int8 where it carries one, else fp32]"),
+    typer.Option(
+        "--precision",
+        help="Which graph of the bundle.  [default: what build made an engine of, else int8 where it carries one, "
+        "else fp32]",
+    ),
+]
+BundleEngine = Annotated[
+    EngineChoice,
+    typer.Option(
+        "--engine", help="auto is TensorRT where build has left an engine for this machine, else ONNX Runtime."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meliad_edge.cli.options import BundleFile, BundlePrecision, Json
+from meliad_edge.cli.options import BundleEngine, BundleFile, BundlePrecision, Json
 from meliad_edge.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def command(
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write an overlay and the raw map per image.")
     ] = None,
+    engine: BundleEngine = "auto",
     precision: BundlePrecision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
 ) -> None:
@@ -34,7 +35,7 @@ def command(
     from meliad_edge.progress import track
     from meliad_edge.runtime.load import load_predictor
 
-    predictor = load_predictor(model, precision=precision, threads=threads)
+    predictor = load_predictor(model, precision=precision, engine=engine, threads=threads)
     if (own := threshold_file(model)).exists():
         say("threshold", f"{predictor.bundle.calibration.threshold:.3f}, set on this device in {own}")
     errors: list[dict[str, str]] = []

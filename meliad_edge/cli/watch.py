@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meliad_edge.cli.options import BundleFile, BundlePrecision
+from meliad_edge.cli.options import BundleEngine, BundleFile, BundlePrecision
 from meliad_edge.cli.output import print_json, say
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def command(
     window: Annotated[
         str, typer.Option(metavar="N/M", help="Frames of a video or camera: N anomalous ones of M make an event.")
     ] = "3/5",
+    engine: BundleEngine = "auto",
     precision: BundlePrecision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
 ) -> None:
@@ -56,7 +57,7 @@ def command(
     from meliad_edge.stream.watcher import Watcher
 
     event_window = _parse_window(window)
-    predictor = load_predictor(model, precision=precision, threads=threads)
+    predictor = load_predictor(model, precision=precision, engine=engine, threads=threads)
     if (own := threshold_file(model)).exists():
         say("threshold", f"{predictor.bundle.calibration.threshold:.3f}, set on this device in {own}")
     sinks = []

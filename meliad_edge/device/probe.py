@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from meliad_edge import __version__
+from meliad_edge.runtime.kernel_library import find_kernel_library
 
 Status = Literal["ok", "warn", "missing", "info"]
 
@@ -76,13 +77,19 @@ def cpu_name(root: Path = Path("/")) -> str:
     return described[1] if described else _board(root) or platform.machine()
 
 
+def driver_version(root: Path = Path("/")) -> str | None:
+    """Version of NVIDIA's driver, else that of the Jetson Linux which brings it; None where there is neither."""
+    l4t = _jetson_linux(root)
+    return _kernel_module(root) or (f"L4T {l4t[1]}.{l4t[2]}" if l4t else None)
+
+
 def _system(root: Path) -> Iterator[Fact]:
     topic = "system"
     yield Fact(topic, "meliad-edge", __version__, "ok")
     yield Fact(topic, "Python", f"{platform.python_version()} ({platform.python_implementation()})", "ok")
     release = re.search(r'^PRETTY_NAME="?([^"\n]+)', _read(root / "etc/os-release"), re.MULTILINE)
     yield Fact(topic, "system", f"{release[1] if release else platform.system()}, {platform.machine()}")
-    l4t = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _read(root / "etc/nv_tegra_release"))
+    l4t = _jetson_linux(root)
     if l4t and int(l4t[1]) >= _FIRST_SUPPORTED_L4T:
         yield Fact(topic, "Jetson Linux", f"L4T {l4t[1]}.{l4t[2]}", "ok")
     elif l4t:
@@ -141,8 +148,6 @@ def _power(root: Path) -> Iterator[Fact]:
 def _runtime(root: Path) -> Iterator[Fact]:
     topic = "runtime"
     yield from _onnxruntime()
-    from meliad_edge.runtime.kernel_library import find_kernel_library
-
     library = find_kernel_library()
     if library is None:
         value = "not built; models run on the function body, more slowly"
@@ -215,11 +220,17 @@ def _gpu(root: Path) -> Iterator[Fact]:
         yield Fact(topic, "CUDA", "no toolkit in /usr/local/cuda", "missing", "sudo apt install cuda-toolkit")
     tensorrt_fix = "sudo apt install python3-libnvinfer" if _is_jetson(root) else "pip install tensorrt"
     for name, package, fix in (("TensorRT", "tensorrt", tensorrt_fix), ("PyCUDA", "pycuda", "pip install pycuda")):
-        version = _installed(package)
-        if version:
-            yield Fact(topic, name, version, "ok")
-        elif gpus:
-            yield Fact(topic, name, "not installed; the GPU cannot be used through it", "missing", fix)
+        yield _gpu_part(name, _installed(package), "not installed", fix, bool(gpus))
+    rebuild = "in a checkout, with nvcc: scripts/fetch_tensorrt_headers.sh && pip install ."
+    yield _gpu_part("TensorRT plugin", find_kernel_library("tensorrt"), "not built", rebuild, bool(gpus))
+    yield _gpu_part("C library", find_kernel_library("c"), "not built", rebuild, bool(gpus))
+
+
+def _gpu_part(name: str, found: object, lacking: str, fix: str, wanted: bool) -> Fact:
+    """A part that only a GPU makes use of."""
+    if found:
+        return Fact("GPU", name, str(found), "ok")
+    return Fact("GPU", name, lacking, "missing", fix) if wanted else Fact("GPU", name, lacking)
 
 
 def _nvidia_gpus(root: Path) -> list[str]:
@@ -234,15 +245,26 @@ def _nvidia_gpus(root: Path) -> list[str]:
         else:
             rows = (line.split(", ") for line in answer.stdout.splitlines())
             return [f"{row[0]}, driver {row[1]}, {row[2]}" for row in rows if len(row) == 3]
-    driver = re.search(r"Kernel Module.*?(\d+\.\d+[\d.]*)", _read(root / "proc/driver/nvidia/version"))
     models = [
         re.search(r"^Model:\s*(.+)$", _read(path), re.MULTILINE)
         for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
     ]
+    driver = _kernel_module(root)
     if driver is None:
         return [f"integrated in {_board(root) or 'this Jetson'}"] if _is_jetson(root) else []
     names = [model[1] for model in models if model] or ["name unknown"]
-    return [f"{name}, driver {driver[1]}" for name in names]
+    return [f"{name}, driver {driver}" for name in names]
+
+
+def _kernel_module(root: Path) -> str | None:
+    """Version of NVIDIA's kernel module."""
+    module = re.search(r"Kernel Module.*?(\d+\.\d+[\d.]*)", _read(root / "proc/driver/nvidia/version"))
+    return module[1] if module else None
+
+
+def _jetson_linux(root: Path) -> re.Match[str] | None:
+    """Release and revision of Jetson Linux."""
+    return re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _read(root / "etc/nv_tegra_release"))
 
 
 def _workshop() -> Iterator[Fact]:

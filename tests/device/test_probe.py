@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meliad_edge.device.probe import Fact, cpu_name, probe
+from meliad_edge.device.probe import Fact, cpu_name, driver_version, probe
 
 JETSON = {
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
@@ -110,6 +110,35 @@ def test_driver_files_name_the_gpu(tmp_path):
     }
     gpus = [fact.value for fact in probe(tree(tmp_path, files)) if fact.name == "NVIDIA GPU"]
     assert gpus == ["NVIDIA RTX A2000, driver 550.54.15", "NVIDIA L4, driver 550.54.15"]
+
+
+def test_the_version_of_the_driver_is_known_with_and_without_its_module(tmp_path):
+    assert driver_version(tmp_path) is None
+    tree(tmp_path, JETSON)
+    assert driver_version(tmp_path) == "L4T 36.4.3"
+    module = "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n"
+    assert driver_version(tree(tmp_path, {"proc/driver/nvidia/version": module})) == "540.4.0"
+
+
+@pytest.mark.parametrize("files", [{}, JETSON])
+def test_what_a_gpu_needs_is_missing_only_where_there_is_one(tmp_path, monkeypatch, files):
+    monkeypatch.setenv("MELIAD_EDGE_KERNEL", "off")
+    monkeypatch.setattr("meliad_edge.device.probe._installed", lambda package: None)
+    facts = probe(tree(tmp_path, files))
+    for name in ("TensorRT", "PyCUDA", "TensorRT plugin", "C library"):
+        fact = named(facts, name)
+        assert fact.value in ("not installed", "not built")
+        assert (fact.status, bool(fact.fix), fact.required) == ("missing" if files else "info", bool(files), False)
+    if files:
+        assert named(facts, "TensorRT").fix == "sudo apt install python3-libnvinfer"
+
+
+def test_what_a_gpu_needs_is_named_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("meliad_edge.device.probe._installed", {"tensorrt": "10.3.0", "pycuda": "2026.1"}.get)
+    monkeypatch.setattr("meliad_edge.device.probe.find_kernel_library", lambda host="": Path(f"/lib/{host}.so"))
+    facts = probe(tmp_path)
+    values = [named(facts, name).value for name in ("TensorRT", "PyCUDA", "TensorRT plugin", "C library")]
+    assert values == ["10.3.0", "2026.1", "/lib/tensorrt.so", "/lib/c.so"]
 
 
 def test_a_gpu_without_driver_is_a_warning(tmp_path):

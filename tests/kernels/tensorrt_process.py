@@ -2,6 +2,7 @@
 
 tensorrt_process.py registry LIBRARY            fields of the creator, and whether a plugin can be created
 tensorrt_process.py engine LIBRARY MODEL.onnx   layers of the parsed network, and the size of the engine
+tensorrt_process.py build LIBRARY MODEL.onnx TIMING    an engine as `meliad-edge build` builds it
 """
 
 from __future__ import annotations
@@ -99,5 +100,25 @@ def engine(library: str, model: str) -> dict[str, Any]:
     }
 
 
+def build(library: str, model: str, timing_cache: str) -> dict[str, Any]:
+    """Our own build, with TensorRT for RTX in the place of TensorRT."""
+    import tensorrt_rtx as trt
+
+    from meliad_edge.errors import EngineError
+    from meliad_edge.runtime.tensorrt_build import build_engine, with_plugin
+
+    try:
+        built = build_engine(
+            with_plugin(trt, Path(library)),
+            Path(model).read_bytes(),
+            max_batch=4,
+            workspace_mb=256,
+            timing_cache=Path(timing_cache),
+        )
+    except EngineError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"engine_bytes": len(built), "plugin_is_in_engine": b"PatchEntropyScore" in built}
+
+
 if __name__ == "__main__":
-    print(json.dumps({"registry": registry, "engine": engine}[sys.argv[1]](*sys.argv[2:])))
+    print(json.dumps({"registry": registry, "engine": engine, "build": build}[sys.argv[1]](*sys.argv[2:])))

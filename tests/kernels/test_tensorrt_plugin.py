@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,39 +25,20 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
-def include_flags() -> list[str]:
+def include_flags(cuda_include: Path) -> list[str]:
     """Where TensorRT's headers are, and CUDA's, which they include."""
     system = Path("/usr/include")
-    tensorrt = _first_with(
-        "NvInferRuntime.h",
-        [
-            Path(os.environ.get("TENSORRT_INCLUDE_DIR", "/nonexistent")),
-            system,
-            system / f"{platform.machine()}-linux-gnu",
-            Path("/usr/local/include"),
-            ROOT / ".cache" / "tensorrt-headers",
-        ],
-    )
+    folders = [
+        Path(os.environ.get("TENSORRT_INCLUDE_DIR", "/nonexistent")),
+        system,
+        system / f"{platform.machine()}-linux-gnu",
+        Path("/usr/local/include"),
+        ROOT / ".cache" / "tensorrt-headers",
+    ]
+    tensorrt = next((folder for folder in folders if (folder / "NvInferRuntime.h").is_file()), None)
     if tensorrt is None:
         pytest.skip("no TensorRT headers; scripts/fetch_tensorrt_headers.sh gets them")
-    cuda = _first_with("cuda_runtime_api.h", [*_cuda_folders(), system])
-    if cuda is None:
-        pytest.skip("no CUDA headers, which TensorRT's include: neither a toolkit nor NVIDIA's wheels are here")
-    return ["-isystem", str(tensorrt), "-isystem", str(cuda)]
-
-
-def _cuda_folders() -> Iterator[Path]:
-    nvcc = shutil.which("nvcc")
-    if nvcc is not None:
-        yield Path(nvcc).resolve().parents[1] / "include"
-    yield Path("/usr/local/cuda/include")
-    spec = importlib.util.find_spec("nvidia")  # the wheels that torch brings
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        yield from Path(folder).glob("*/include")
-
-
-def _first_with(header: str, folders: list[Path]) -> Path | None:
-    return next((folder for folder in folders if (folder / header).is_file()), None)
+    return ["-isystem", str(tensorrt), "-isystem", str(cuda_include)]
 
 
 @dataclass(frozen=True)
@@ -413,38 +393,42 @@ def test_tensorrts_log_says_why_a_model_is_refused(
     assert message in said["errors"]
 
 
-def for_tensorrt(exported: bytes) -> bytes:
-    """The model without the function body, and with its frames cast first: TensorRT does nothing else with uint8."""
-    onnx = pytest.importorskip("onnx")
-    model = onnx.load_model_from_string(exported)
-    del model.functions[:]
-    transpose, cast, *_ = model.graph.node
-    assert (transpose.op_type, cast.op_type) == ("Transpose", "Cast")
-    frames, between, pixels = transpose.input[0], transpose.output[0], cast.output[0]
-    cast.input[:], cast.output[:] = [frames], [between]
-    transpose.input[:], transpose.output[:] = [between], [pixels]
-    model.graph.node.insert(0, cast)
-    del model.graph.node[2]
-    del model.graph.value_info[:]
-    return bytes(model.SerializeToString())
-
-
 @pytest.mark.workshop
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tensorrt_builds_an_engine_from_an_exported_model(
-    real_library: Path, bundle_file: Path, tmp_path: Path
+    precision: str, real_library: Path, bundle_file: Path, tmp_path: Path
 ) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed; install the extra tensorrt-test")
-    from meliad_edge.bundle import open_bundle
+    import onnx
 
+    from meliad_edge.bundle import open_bundle
+    from meliad_edge.export.half import to_fp16
+    from meliad_edge.export.tensorrt_graph import to_tensorrt
+
+    graph = open_bundle(bundle_file).models["fp32"]
+    if precision == "fp16":
+        graph = to_fp16(onnx.load_model_from_string(graph)).SerializeToString()
     model = tmp_path / "exported.onnx"
-    model.write_bytes(for_tensorrt(open_bundle(bundle_file).models["fp32"]))
+    model.write_bytes(to_tensorrt(graph))
     said = real_tensorrt("tensorrt_rtx", "engine", real_library, model, folder=tmp_path)
     assert said["parsed"], said["errors"]
     assert said["plugins"] == ["PatchEntropyScore"]
     assert set(said["outputs"]) == {"score_raw", "map_raw", "nearest"}
-    assert said["engine_bytes"] > 0
-    assert said["plugin_is_in_engine"]
+    for link in tmp_path.glob("*.so"):
+        link.unlink()
+    built = real_tensorrt("tensorrt_rtx", "build", real_library, model, tmp_path / "rtx.timing", folder=tmp_path)
+    assert built["engine_bytes"] > 0
+    assert built["plugin_is_in_engine"]
+
+
+def test_our_build_passes_on_what_tensorrt_says(real_library: Path, make_case: Any, tmp_path: Path) -> None:
+    model = tmp_path / "one_node.onnx"
+    model.write_bytes(exported_node_model(make_case().but(kappa=1.0), np.float32))
+    said = real_tensorrt("tensorrt_rtx", "build", real_library, model, tmp_path / "rtx.timing", folder=tmp_path)
+    assert said["error"].startswith("EngineError: TensorRT 1.")
+    assert "cannot parse the graph (PatchEntropyScore: kappa is 1.000000; it must lie in [0, 1)" in said["error"]
+    assert "\n" not in said["error"]
 
 
 @pytest.fixture
