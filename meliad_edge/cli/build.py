@@ -23,18 +23,17 @@ def command(
     json: Json = False,
 ) -> None:
     """Build a TensorRT engine beside a bundle, on the device that runs it; kept only if it decides as the model."""
-    from meliad_edge.bundle import open_bundle
     from meliad_edge.parity import check_golden, require_parity
     from meliad_edge.runtime.cuda import Device
     from meliad_edge.runtime.engine_file import engine_path, write_engine
-    from meliad_edge.runtime.load import require_precision
+    from meliad_edge.runtime.load import open_trusted, require_precision
     from meliad_edge.runtime.tensorrt_build import build_engine, engine_key, open_tensorrt, timing_cache_path
     from meliad_edge.runtime.tensorrt_engine import TensorRtEngine
 
     require_extra("onnx", "tensorrt")
     from meliad_edge.export.tensorrt_graph import to_tensorrt
 
-    bundle = open_bundle(model)
+    bundle = open_trusted(model)
     require_precision(bundle, precision)
     device = Device()
     tensorrt = open_tensorrt()
