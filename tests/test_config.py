@@ -7,6 +7,7 @@ import pytest
 
 from meliad_edge.config import FitConfig, load_fit_config
 from meliad_edge.errors import UsageError
+from meliad_edge.precision import DEFAULT_LIMITS, ParityLimits
 
 
 def test_without_a_file_only_the_data_is_needed() -> None:
@@ -71,3 +72,19 @@ def _refuses(file: Path, overrides: dict[str, Any], says: str) -> None:
         load_fit_config(file, overrides)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_limits_of_a_precision_come_from_the_project_file(tmp_path: Path) -> None:
+    file = tmp_path / "project.toml"
+    file.write_text('data = "parts"\n[limits.int8]\nscore = 0.25\nmap = 1.5\n')
+    config = load_fit_config(file, {})
+    assert config.limits_of("int8") == ParityLimits(score=0.25, map=1.5)
+    assert config.limits_of("fp16") == DEFAULT_LIMITS["fp16"]
+
+
+@pytest.mark.parametrize("limits", ["int4 = {score = 1, map = 1}", "int8 = {score = 0, map = 1}", "int8 = {score = 1}"])
+def test_limits_that_make_no_sense(limits: str, tmp_path: Path) -> None:
+    file = tmp_path / "project.toml"
+    file.write_text(f'data = "parts"\n[limits]\n{limits}\n')
+    with pytest.raises(UsageError, match="limits"):
+        load_fit_config(file, {})
