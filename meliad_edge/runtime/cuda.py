@@ -89,7 +89,7 @@ class Device:
 
 @functools.cache
 def _primary_context(driver: Any) -> Any:
-    """The context of the process, given back when it ends: PyCUDA's destructor takes it for one of another kind."""
+    """The context of the process, given back when it ends: PyCUDA's destructor would detach it as no primary one is."""
     context = driver.Device(0).retain_primary_context()
     atexit.register(context.detach)
     return context

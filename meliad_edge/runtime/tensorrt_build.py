@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import logging
 import re
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ class TensorRt:
 
     Attributes:
         trt: The module.
-        logger: Passes on what TensorRT says, and keeps its last errors.
+        logger: Passes on what TensorRT says, and keeps its errors.
         plugin: The library of the plugin.
     """
 
@@ -44,7 +43,9 @@ class TensorRt:
 
     def failure(self, doing: str) -> EngineError:
         """The error for something that TensorRT could not do, with its own words."""
-        said = "; ".join(self.logger.errors) or "it does not say why"
+        # The first is the cause; what follows is where the parser was when it happened.
+        said = self.logger.errors[0] if self.logger.errors else "it does not say why"
+        self.logger.errors.clear()
         msg = f"TensorRT {self.trt.__version__} cannot {doing} ({said}); see: meliad-edge doctor"
         return EngineError(msg)
 
@@ -176,7 +177,7 @@ def _logger_class(trt: Any) -> type[Any]:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=3)
+            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             line = " ".join(message.split())

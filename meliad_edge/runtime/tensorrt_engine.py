@@ -17,6 +17,9 @@ from meliad_edge.runtime.tensorrt_build import TensorRt
 
 _logger = logging.getLogger(__name__)
 
+# Of cuStreamCreate: work on the default stream, of whatever library, neither waits for ours nor ends a capture.
+_NON_BLOCKING = 1
+
 _OUTPUT_TYPES: dict[str, DTypeLike] = {"score_raw": np.float32, "map_raw": np.float32, "nearest": np.int64}
 
 
@@ -130,7 +133,7 @@ class TensorRtEngine:
         """Everything for the largest batch; only host memory is doubled, because the device works in order."""
         self._set_batch(frames_shape[0])
         shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in OUTPUT_NAMES}
-        self._stream = self._cuda.Stream()
+        self._stream = self._cuda.Stream(_NON_BLOCKING)
         self._staging = tuple(
             _Staging(
                 self._cuda.pagelocked_empty(frames_shape, np.uint8),

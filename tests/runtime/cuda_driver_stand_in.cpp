@@ -117,7 +117,7 @@ CUresult copy_async(const void* host, const void* on_device, size_t bytes, CUstr
 
 #define ENTER(name) \
   if (const CUresult entered = enter(name)) return entered
-#define ENTER_IN_CONTEXT(name) \
+#define ENTER_IN_CONTEXT(name)                                         \
   if (const CUresult entered = enter_in_context(name)) return entered; \
   const std::lock_guard<std::recursive_mutex> lock(mutex)
 

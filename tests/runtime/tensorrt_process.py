@@ -107,7 +107,7 @@ def without_graph(bundle: Bundle) -> Any:
 def other_thread(bundle: Bundle) -> Any:
     """Loaded in one thread, used and closed in another; nothing stays current or allocated."""
     engine, reference = load_tensorrt_engine(bundle, "fp32"), load_engine(bundle, "fp32")
-    frames = frames_of(bundle, 6)
+    frames = frames_of(bundle, 8)
     expected = reference.infer(frames)
     blocks = cuda.cuda_stand_in_blocks()
     said: dict[str, Any] = {}
@@ -121,7 +121,12 @@ def other_thread(bundle: Bundle) -> Any:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    return {**said, "blocks": [blocks, cuda.cuda_stand_in_blocks()], "contexts_here": cuda.cuda_stand_in_contexts()}
+    return {
+        **said,
+        "blocks": [blocks, cuda.cuda_stand_in_blocks()],
+        "contexts_here": cuda.cuda_stand_in_contexts(),
+        "graphs": calls("cuGraphInstantiate", "cuGraphDestroy", "cuGraphExecDestroy"),
+    }
 
 
 def failing(bundle: Bundle) -> Any:

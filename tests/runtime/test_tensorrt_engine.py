@@ -119,6 +119,9 @@ def test_it_may_be_used_and_closed_in_another_thread(built: Path, on_stand_ins: 
     blocks_before, blocks_after = said["blocks"]
     assert blocks_before > 0
     assert blocks_after == 0
+    made, *destroyed = said["graphs"].values()
+    assert made > 0
+    assert destroyed == [made, made]
 
 
 def test_what_cuda_complains_about_is_one_error_of_ours(built: Path, on_stand_ins: Run) -> None:
