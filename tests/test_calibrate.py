@@ -62,12 +62,12 @@ def test_the_threshold_touches_no_score_and_separates_them_by_rank(scores: list[
 
 def test_an_engine_that_rounds_otherwise_decides_alike() -> None:
     """The last normal image keeps its decision when its score moves by what the parity check lets pass."""
-    from meliad_edge.parity import SCORE_LIMIT
+    from meliad_edge.precision import DEFAULT_LIMITS
 
     scores = np.random.default_rng(3).gamma(4.0, size=50)
     calibration = calibrate(scores, target_false_alarm_rate=0.01)
     unit = calibration.threshold - float(np.median(scores))
-    assert scores.max() + SCORE_LIMIT * unit < calibration.threshold
+    assert scores.max() + DEFAULT_LIMITS["fp32"].score * unit < calibration.threshold
 
 
 @given(st.integers(1, 400), st.floats(0.001, 0.999))
