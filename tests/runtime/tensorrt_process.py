@@ -85,6 +85,17 @@ def steady(bundle: Bundle) -> Any:
     }
 
 
+def overlap(bundle: Bundle) -> Any:
+    """How many batches are on the device when the first is waited for."""
+    engine = load_tensorrt_engine(bundle, "fp32")
+    cuda.cuda_stand_in_fail(b"cuEventSynchronize", 700)
+    try:
+        engine.infer(frames_of(bundle, 14))
+    except MeliadError:
+        return calls("cuMemcpyHtoDAsync")
+    return None
+
+
 def without_graph(bundle: Bundle) -> Any:
     """A TensorRT that cannot be captured."""
     tensorrt_stand_in.refuse_to_execute_in_capture = True

@@ -103,6 +103,10 @@ def test_a_frame_costs_no_allocation_one_wait_and_one_graph(built: Path, on_stan
     assert said["first_unchanged"]
 
 
+def test_one_batch_is_filled_while_another_is_computed(built: Path, on_stand_ins: Run) -> None:
+    assert said_by(on_stand_ins("overlap", built)) == {"cuMemcpyHtoDAsync": 2}
+
+
 def test_without_a_graph_it_scores_all_the_same_and_says_so_once(built: Path, on_stand_ins: Run) -> None:
     said = said_by(on_stand_ins("without_graph", built))
     assert all(same(difference) for difference in said["found"])
