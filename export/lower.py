@@ -123,7 +123,7 @@ def lower(
         ParityError: With half of the layers in FP32 decisions still change; says which frame, and which layers lose
             most.
     """
-    build = to_builder(model, precision, training_frames)
+    build = _to_builder(model, precision, training_frames)
     found = layers(model)
     alone = _errors_alone(build, found, replay, precision)
     by_error = sorted(found, key=lambda layer: -alone[layer.name])
@@ -151,7 +151,7 @@ def lower(
     raise ParityError(msg)
 
 
-def to_builder(model: ModelProto, precision: Precision, training_frames: NDArray[np.uint8]) -> Build:
+def _to_builder(model: ModelProto, precision: Precision, training_frames: NDArray[np.uint8]) -> Build:
     """What makes the lowered graph, given the names of nodes that stay in FP32."""
     if precision == "fp16":
         return lambda keep_fp32: to_fp16(model, keep_fp32)

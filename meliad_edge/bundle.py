@@ -224,14 +224,13 @@ def open_bundle(path: Path) -> Bundle:
         msg = f"{path}: no such bundle; make one with: meliad-edge export RUN --out {path.name}"
         raise BundleError(msg) from error
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, struct.error, RuntimeError) as error:
-        msg = f"{path}: not a readable .meliad bundle ({error}); copy it again or export it again"
+        msg = f"{path}: not a readable .meliad bundle ({_printable(error)}); copy it again or export it again"
         raise BundleError(msg) from error
     manifest = _verify(contents, path)
     try:
         return _assemble(path, manifest, contents)
     except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, ImageError) as error:
-        reason = " ".join(str(error).split())[:200]
-        msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {reason}); export it again"
+        msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {_printable(error)}); export it again"
         raise BundleError(msg) from error
 
 
@@ -282,17 +281,18 @@ def _verify(contents: Mapping[str, bytes], path: Path) -> Manifest:
         version = fields.get("schema_version") if isinstance(fields, dict) else None
         if version != SCHEMA_VERSION:
             msg = (
-                f"{path}: bundle schema version {version}, this meliad-edge reads {SCHEMA_VERSION}; update one of them"
+                f"{path}: bundle schema version {_printable(version)}, this meliad-edge reads {SCHEMA_VERSION}; "
+                "update one of them"
             )
             raise BundleError(msg)
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))[:80]
-        msg = f"{path}: manifest.json is not valid ({place!r}: {first['msg']}); export the bundle again"
+        reason = _printable(f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg']}")
+        msg = f"{path}: manifest.json is not valid ({reason}); export the bundle again"
         raise BundleError(msg) from error
     except (ValueError, RecursionError) as error:
-        msg = f"{path}: manifest.json is not JSON ({error}); export the bundle again"
+        msg = f"{path}: manifest.json is not JSON ({_printable(error)}); export the bundle again"
         raise BundleError(msg) from error
     parts = set(contents) - {"manifest.json", "manifest.sig"}
     if set(manifest.parts) != parts:
@@ -341,6 +341,12 @@ def _read_models(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[Prec
 def part_of_model(precision: Precision) -> str:
     """Name of the part that holds the graph of a precision."""
     return f"model.{precision}.onnx"
+
+
+def _printable(reason: object) -> str:
+    """What came out of a foreign file, for the one line of an error: short, and nothing a terminal would obey."""
+    text = " ".join(str(reason).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,15 +94,23 @@ def make_key(name: str, expires: datetime.date | None, folder: Path) -> SigningK
     return SigningKey(public, private)
 
 
-def load_key(name: str, folder: Path) -> SigningKey:
-    """Read a key pair of this machine.
+def load_key(name: str, folder: Path, today: datetime.date) -> SigningKey:
+    """Read a key pair of this machine, to sign with it.
+
+    Args:
+        name: Of the key.
+        folder: The keys folder.
+        today: A key signs up to and including its last day.
 
     Raises:
-        UsageError: There is none of that name, or its files are damaged.
+        UsageError: There is none of that name, its files are damaged, others may read it, or it has expired.
     """
     private_file, public_file = folder / f"{_checked_name(name)}.key", folder / f"{name}.pub"
     if not private_file.is_file():
         msg = f"{private_file}: no such key; make one with: meliad-edge keys make {name}"
+        raise UsageError(msg)
+    if stat.S_IMODE(private_file.stat().st_mode) & 0o077:
+        msg = f"{private_file}: others may read this private key; run: chmod 600 {private_file}, or make another one"
         raise UsageError(msg)
     try:
         private = load_pem_private_key(private_file.read_bytes(), password=None)
@@ -113,6 +122,9 @@ def load_key(name: str, folder: Path) -> SigningKey:
         Encoding.Raw, PublicFormat.Raw
     ):
         msg = f"{public_file}: not the public half of {private_file.name}; copy both files again"
+        raise UsageError(msg)
+    if public.expires is not None and today > public.expires:
+        msg = f"key {public} expired on {public.expires}; no device would accept it, make another one"
         raise UsageError(msg)
     return SigningKey(public, private)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,51 @@ def test_operators_of_other_libraries_are_refused() -> None:
         change(model)
         with pytest.raises(ValueError, match=r"needs operators of 'evil\.ops'"):
             check_graph(model.SerializeToString())
+
+
+def function(name: str, *nodes: Any, domain: str = "meliad") -> Any:
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("meliad", 1)]
+    return onnx.helper.make_function(domain, name, ["a"], ["b"], list(nodes), opsets)
+
+
+def test_functions_cannot_unfold() -> None:
+    node = onnx.helper.make_node
+    call, negate = node("F", ["x"], ["z"], domain="meliad"), node("Neg", ["a"], ["b"])
+    once = simple_model()
+    once.graph.node.append(call)
+    once.functions.append(function("F", negate))
+    check_graph(once.SerializeToString())
+    twice = simple_model()
+    twice.CopyFrom(once)
+    twice.graph.node.append(call)
+    nested = simple_model()
+    nested.functions.append(function("F", node("G", ["a"], ["b"], domain="meliad")))
+    for model in (twice, nested):
+        with pytest.raises(ValueError, match="calls functions more than once, or from functions"):
+            check_graph(model.SerializeToString())
+    for domain in ("", "com.microsoft"):
+        foreign = simple_model()
+        foreign.functions.append(function("Relu", negate, domain=domain))
+        with pytest.raises(ValueError, match="defines functions outside the domain meliad"):
+            check_graph(foreign.SerializeToString())
+
+
+def test_onnx_runtimes_own_format_is_refused() -> None:
+    data = bytearray(simple_model().SerializeToString())
+    data[4:8] = b"ORTM"
+    with pytest.raises(ValueError, match="in the format of ONNX Runtime"):
+        check_graph(bytes(data))
+
+
+@pytest.mark.parametrize("field", [b"\x3a\x02\x0a\x00", b"\x08\x00"], ids=["empty nodes", "numbers"])
+def test_time_and_memory_are_bounded(field: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="more than 200000 fields"):
+            check_graph(field * 2_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_depth_is_limited() -> None:

@@ -38,7 +38,7 @@ def key(folder: Path) -> PublicKey:
 
 
 def test_a_signature_is_that_of_its_key_and_its_data(key: PublicKey, folder: Path) -> None:
-    signing, other = load_key("line3", folder), make_key("other", None, folder)
+    signing, other = load_key("line3", folder, DAY), make_key("other", None, folder)
     signature = signing.sign(b"manifest")
     assert signature == signing.sign(b"manifest")
     assert verify(b"manifest", signature, [other.public, key], DAY) == key
@@ -57,7 +57,7 @@ def test_a_signature_is_that_of_its_key_and_its_data(key: PublicKey, folder: Pat
 
 
 def test_a_key_is_accepted_through_its_last_day(key: PublicKey, folder: Path) -> None:
-    signature = load_key("line3", folder).sign(b"x")
+    signature = load_key("line3", folder, DAY).sign(b"x")
     assert verify(b"x", signature, [key], DAY) == key
     with pytest.raises(SignatureError, match=r"line3 \([0-9a-f]{16}\), which expired on 2027-06-01"):
         verify(b"x", signature, [key], DAY + datetime.timedelta(days=1))
@@ -85,7 +85,7 @@ def test_no_key_is_ever_replaced(key: PublicKey, folder: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a" * 65, "line 3", "line\n3"])
 def test_names_are_file_names(name: str, folder: Path) -> None:
-    for use in (lambda: make_key(name, None, folder), lambda: load_key(name, folder)):
+    for use in (lambda: make_key(name, None, folder), lambda: load_key(name, folder, DAY)):
         with pytest.raises(UsageError, match="key name"):
             use()
     assert not folder.exists()
@@ -116,15 +116,23 @@ def test_what_is_no_public_key(text: str, folder: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_private_key(key: PublicKey, folder: Path) -> None:
     with pytest.raises(UsageError, match="no such key; make one with: meliad-edge keys make nobody"):
-        load_key("nobody", folder)
+        load_key("nobody", folder, DAY)
     make_key("other", None, folder)
     (folder / "other.pub").write_text(key.to_line())
     with pytest.raises(UsageError, match=r"not the public half of other\.key"):
-        load_key("other", folder)
+        load_key("other", folder, DAY)
     (folder / "other.key").write_text("-----BEGIN PRIVATE KEY-----\n")
     with pytest.raises(UsageError, match="not a private key") as caught:
-        load_key("other", folder)
+        load_key("other", folder, DAY)
     assert "BEGIN" not in str(caught.value)
+
+
+def test_what_no_bundle_is_signed_with(key: PublicKey, folder: Path) -> None:
+    with pytest.raises(UsageError, match="expired on 2027-06-01; no device would accept it"):
+        load_key("line3", folder, DAY + datetime.timedelta(days=1))
+    (folder / "line3.key").chmod(0o644)
+    with pytest.raises(UsageError, match="others may read this private key; run: chmod 600"):
+        load_key("line3", folder, DAY)
 
 
 @pytest.mark.workshop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -45,7 +46,7 @@ def command(
     from meliad_edge.run import load_run
     from meliad_edge.signing import load_key
 
-    key = None if sign is None else load_key(sign, keys_folder())
+    key = None if sign is None else load_key(sign, keys_folder(), datetime.date.today())
     wanted = [_parse_precision(text) for text in precision or []]
     if format == "onnx":
         if len(wanted) > 1:

@@ -42,6 +42,8 @@ class OnnxRuntimeEngine:
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # Never its own format, whatever the bytes look like: only ONNX is checked when a bundle is opened.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         if threads is not None:
             options.intra_op_num_threads = threads
         if profile_prefix is not None:
