@@ -121,31 +121,31 @@ def lower(
 
     Raises:
         ParityError: With half of the layers in FP32 decisions still change; says which frame, and which layers lose
-            most.
+            most. Or there is no layer to lower.
     """
-    build = _to_builder(model, precision, training_frames)
     found = layers(model)
+    if not found:
+        msg = f"{precision} is refused: the graph has no convolutions; export without --precision {precision}"
+        raise ParityError(msg)
+    build = _to_builder(model, precision, training_frames)
     alone = _errors_alone(build, found, replay, precision)
-    by_error = sorted(found, key=lambda layer: -alone[layer.name])
-    result = None
-    for count in (attempt for attempt in _ATTEMPTS[precision] if attempt <= len(found) // 2):
+    by_error = sorted(found, key=lambda layer: -alone[layer.output])
+    half = len(found) // 2
+    for count in [attempt for attempt in _ATTEMPTS[precision] if attempt < half] + [half]:
         kept = by_error[:count]
         candidate = build([node for layer in kept for node in layer.nodes])
         result = _align(candidate, precision, replay, limits)
         if result.passed:
             noise = _signal_to_noise(model, candidate, found, replay.frames[:_TENSOR_FRAMES])
-            names = {layer.name for layer in kept}
             errors = tuple(
-                LayerError(
-                    layer.name, alone[layer.name], noise[layer.name], "fp32" if layer.name in names else precision
-                )
+                LayerError(layer.name, alone[layer.output], noise[layer.output], "fp32" if layer in kept else precision)
                 for layer in found
             )
             return LoweredGraph(candidate, errors, result)
-    worst = ", ".join(f"{layer.name} ({alone[layer.name]:.1%})" for layer in by_error[:3])
-    reason = "it has no convolutions" if result is None else result.describe_failure()
+    worst = ", ".join(f"{layer.name} ({alone[layer.output]:.1%})" for layer in by_error[:3])
     msg = (
-        f"{precision} is refused: even with half of {len(found)} layers in FP32, {reason}; most is lost in {worst}; "
+        f"{precision} is refused: even with half of {len(found)} layers in FP32, {result.describe_failure()}; most is "
+        f"lost in {worst}; "
         f"export without --precision {precision}, or allow more in the project file under [limits.{precision}]"
     )
     raise ParityError(msg)
@@ -165,7 +165,7 @@ def _errors_alone(build: Build, found: Sequence[Layer], replay: Replay, precisio
     for layer in track(found, f"{precision} layer by layer"):
         engine = OnnxRuntimeEngine(_to_bytes(build(every_node - set(layer.nodes))))
         difference = engine.infer(near.frames).score - near.reference.score
-        errors[layer.name] = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
+        errors[layer.output] = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
     return {name: error / replay.calibration.spread for name, error in errors.items()}
 
 
@@ -185,9 +185,9 @@ def _align(candidate: ModelProto, precision: Precision, replay: Replay, limits: 
         result, scores = _compare(candidate, precision, replay, limits)
         shift = _best_shift(replay.reference.score, scores, threshold, spread)
         if abs(shift) < 1e-3 * spread:
-            break
+            return result
         log_odds.shift(shift)
-    return result
+    return _compare(candidate, precision, replay, limits)[0]
 
 
 def _slope(scores: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -271,7 +271,7 @@ def _signal_to_noise(
             signal[index] += np.square(a, dtype=np.float64).sum()
             noise[index] += np.square(a - b.astype(np.float64)).sum()
     ratio = 10.0 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-30))
-    return {layer.name: float(value) for layer, value in zip(found, ratio, strict=True)}
+    return {layer.output: float(value) for layer, value in zip(found, ratio, strict=True)}
 
 
 def _with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:

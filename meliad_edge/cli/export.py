@@ -49,6 +49,9 @@ def command(
     key = None if sign is None else load_key(sign, keys_folder(), datetime.date.today())
     wanted = [_parse_precision(text) for text in precision or []]
     if format == "onnx":
+        if key is not None:
+            msg = "--sign signs bundles; a plain ONNX file has no place for a signature"
+            raise UsageError(msg)
         if len(wanted) > 1:
             msg = f"--format onnx writes one graph, {len(wanted)} precisions are asked for; call it once for each"
             raise UsageError(msg)
@@ -63,6 +66,8 @@ def command(
         follow = f"next: meliad-edge predict {path} IMAGES..."
     for lowered, layers in exported.layers.items():
         _say_layers(lowered, layers)
+        if not json:
+            _print_layers(lowered, layers)
     for result in exported.parity:
         say(
             "parity",
@@ -87,6 +92,9 @@ def _say_layers(precision: Precision, layers: tuple[LayerError, ...]) -> None:
     kept = [layer.layer for layer in layers if layer.precision == "fp32"]
     lowered = f"{len(layers) - len(kept)} of {len(layers)} layers"
     say(precision, f"{lowered}; in fp32, because too much is lost in them: {', '.join(kept)}" if kept else lowered)
+
+
+def _print_layers(precision: Precision, layers: tuple[LayerError, ...]) -> None:
     print_table(
         ("layer", "score error alone", "signal to noise", "precision"),
         [

@@ -205,6 +205,7 @@ def test_export_writes_a_portable_file(run_folder: Path, tmp_path: Path, invoke:
     ("arguments", "says"),
     [
         (("--precision", "int4"), "--precision int4: choose one of fp32, fp16, int8"),
+        (("--precision", "fp8"), "--precision fp8: choose one of fp32, fp16, int8"),
         (("--format", "onnx", "--precision", "fp16", "--precision", "int8"), "--format onnx writes one graph"),
     ],
 )
@@ -226,6 +227,23 @@ def test_a_precision_that_loses_too_much_is_refused_with_the_reason(bundle: Bund
     assert "score error" in line
     assert "most is lost in " in line
     assert "[limits.fp16]" in line
+
+
+def test_a_graph_without_convolutions_is_refused(replay: Replay) -> None:
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]> g (float[1, 3] frames) => (float[1, 3] y) { y = Exp(frames) }'
+    )
+    with pytest.raises(ParityError, match="int8 is refused: the graph has no convolutions"):
+        lower(model, "int8", replay.frames, replay, ParityLimits(score=1.0, map=1.0))
+
+
+def test_export_prints_nothing_but_json_where_json_is_asked_for(
+    small_run: Path, tmp_path: Path, invoke: Callable[..., Any]
+) -> None:
+    outcome = invoke("export", small_run, "--precision", "fp16", "--out", tmp_path / "small.meliad", "--json")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.json["layers"]["fp16"]) == 50
+    assert {result["precision"] for result in outcome.json["parity"]} == {"fp32", "fp16"}
 
 
 def test_quantising_the_same_graph_again_gives_the_same_bytes(bundle: Bundle, replay: Replay) -> None:
