@@ -30,7 +30,7 @@ from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 _LAYER_FRAMES = 32
 _TENSOR_FRAMES = 4
 # How many layers are left out, one attempt after the other, up to half of all. INT8 never gets the three worst: they
-# cost half of its error, and being the first ones of a network, with few channels, they gain it no time.
+# cost half of its error, and are mostly the first ones of a network, which with few channels gain it no time.
 _ATTEMPTS: dict[Precision, tuple[int, ...]] = {
     "fp16": (0, 1, 2, 4, 8, 16, 32),
     "int8": (3, 4, 6, 8, 12, 16, 24, 32),
