@@ -10,6 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from meliad_edge.export.region import low_precision_region
 
 _SUFFIX = "_fp16"
+ROUNDED = "_rounded"
 
 
 def to_fp16(model: ModelProto, keep_fp32: Collection[str] = ()) -> ModelProto:
@@ -59,6 +60,50 @@ def to_fp16(model: ModelProto, keep_fp32: Collection[str] = ()) -> ModelProto:
     graph.initializer.extend(kept)
     del graph.value_info[:]
     return result
+
+
+def emulate_fp16(model: ModelProto, keep_fp32: Collection[str] = ()) -> ModelProto:
+    """The graph of :func:`to_fp16` with each result rounded to half precision, for engines that compute in FP32.
+
+    ONNX Runtime and OpenVINO keep the results of half-precision convolutions in FP32 on a processor without half
+    arithmetic, and so say nothing of what a GPU would give. Sums within one convolution stay in FP32 here.
+
+    Args:
+        model: FP32 graph; not changed.
+        keep_fp32: Names of nodes that stay in FP32.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    lowered = {node.name for node in low_precision_region(result)} - set(keep_fp32)
+    constants = {initializer.name: initializer for initializer in graph.initializer}
+    made_inside = {name for node in graph.node if node.name in lowered for name in node.output}
+    entered: set[str] = set()
+    nodes = []
+    for node in graph.node:
+        inside = node.name in lowered
+        for index, name in enumerate(node.input):
+            if name in made_inside:
+                node.input[index] = name + ROUNDED
+            elif inside and name in constants:
+                values = numpy_helper.to_array(constants[name]).astype(np.float16).astype(np.float32)
+                constants[name].CopyFrom(numpy_helper.from_array(values, name))
+            elif inside and name:
+                node.input[index] = name + ROUNDED
+                nodes += [] if name in entered else _round_trip(name)
+                entered.add(name)
+        nodes.append(node)
+        if inside:
+            nodes += [cast for name in node.output for cast in _round_trip(name)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    return result
+
+
+def _round_trip(name: str) -> list[NodeProto]:
+    half = name + _SUFFIX
+    return [_cast(name, half, TensorProto.FLOAT16), _cast(half, name + ROUNDED, TensorProto.FLOAT)]
 
 
 def _cast(source: str, target: str, to: int) -> NodeProto:

@@ -16,7 +16,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, ValueInfoProto, numpy_
 
 from meliad_edge.calibrate import Calibration
 from meliad_edge.errors import ParityError
-from meliad_edge.export.half import to_fp16
+from meliad_edge.export.half import ROUNDED, emulate_fp16, to_fp16
 from meliad_edge.export.quantize import Quantizer
 from meliad_edge.export.region import Layer, layers
 from meliad_edge.export.scoring_function import OPERATOR
@@ -29,15 +29,15 @@ from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 # Frames, those nearest to the threshold, that the error of one layer is measured on.
 _LAYER_FRAMES = 32
 _TENSOR_FRAMES = 4
-# How many layers are left out, one attempt after the other, up to half of all. INT8 never gets the three worst: they
-# cost half of its error, and are mostly the first ones of a network, which with few channels gain it no time.
-_ATTEMPTS: dict[Precision, tuple[int, ...]] = {
-    "fp16": (0, 1, 2, 4, 8, 16, 32),
-    "int8": (3, 4, 6, 8, 12, 16, 24, 32),
-}
+# INT8 never gets the first layers: with few channels on large maps they lose most and gain no time.
+_FIRST_LAYERS: dict[Precision, int] = {"fp16": 0, "int8": 3}
+# How many more layers, those that lose most, are left out, one attempt after the other, up to half of all.
+_ATTEMPTS = (0, 1, 2, 4, 8, 16, 32)
 _ALIGNMENT_STEPS = 4
 # Room left between the threshold and the nearest score, as a fraction of the spread, where there is as much.
 _ALIGNMENT_MARGIN = 0.02
+
+EMULATED_HALF = "emulated half"
 
 Build = Callable[[Collection[str]], ModelProto]
 
@@ -129,19 +129,28 @@ def lower(
         raise ParityError(msg)
     build = _to_builder(model, precision, training_frames)
     alone = _errors_alone(build, found, replay, precision)
-    by_error = sorted(found, key=lambda layer: -alone[layer.output])
     half = len(found) // 2
-    for count in [attempt for attempt in _ATTEMPTS[precision] if attempt < half] + [half]:
-        kept = by_error[:count]
-        candidate = build([node for layer in kept for node in layer.nodes])
-        result = _align(candidate, precision, replay, limits)
+    first = found[: min(_FIRST_LAYERS[precision], half)]
+    by_error = sorted(found[len(first) :], key=lambda layer: -alone[layer.output])
+    for count in [attempt for attempt in _ATTEMPTS if attempt < half - len(first)] + [half - len(first)]:
+        kept = [*first, *by_error[:count]]
+        keep_fp32 = [node for layer in kept for node in layer.nodes]
+        trial = build(keep_fp32)
+        result = _align(trial, precision, replay, limits)
         if result.passed:
-            noise = _signal_to_noise(model, candidate, found, replay.frames[:_TENSOR_FRAMES])
+            lowered = to_fp16(model, keep_fp32) if precision == "fp16" else trial
+            untouched = _weights_of(model) & _weights_of(lowered)
+            noise = _signal_to_noise(model, trial, found, replay.frames[:_TENSOR_FRAMES])
             errors = tuple(
-                LayerError(layer.name, alone[layer.output], noise[layer.output], "fp32" if layer in kept else precision)
+                LayerError(
+                    layer.name,
+                    alone[layer.output],
+                    noise[layer.output],
+                    "fp32" if layer.weight in untouched else precision,
+                )
                 for layer in found
             )
-            return LoweredGraph(candidate, errors, result)
+            return LoweredGraph(lowered, errors, result)
     worst = ", ".join(f"{layer.name} ({alone[layer.output]:.1%})" for layer in by_error[:3])
     msg = (
         f"{precision} is refused: even with half of {len(found)} layers in FP32, {result.describe_failure()}; most is "
@@ -152,10 +161,14 @@ def lower(
 
 
 def _to_builder(model: ModelProto, precision: Precision, training_frames: NDArray[np.uint8]) -> Build:
-    """What makes the lowered graph, given the names of nodes that stay in FP32."""
+    """What makes a graph that shows the errors of the lowered one, given the names of nodes that stay in FP32."""
     if precision == "fp16":
-        return lambda keep_fp32: to_fp16(model, keep_fp32)
+        return lambda keep_fp32: emulate_fp16(model, keep_fp32)
     return Quantizer(model, training_frames).quantize
+
+
+def _weights_of(model: ModelProto) -> set[str]:
+    return {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
 
 
 def _errors_alone(build: Build, found: Sequence[Layer], replay: Replay, precision: Precision) -> dict[str, float]:
@@ -169,25 +182,25 @@ def _errors_alone(build: Build, found: Sequence[Layer], replay: Replay, precisio
     return {name: error / replay.calibration.spread for name, error in errors.items()}
 
 
-def _align(candidate: ModelProto, precision: Precision, replay: Replay, limits: ParityLimits) -> ParityResult:
+def _align(trial: ModelProto, precision: Precision, replay: Replay, limits: ParityLimits) -> ParityResult:
     """Fit the scale and the bias of the log odds so that scores and decisions stay as they were [ours].
 
     Rounding adds distance to every patch, which pulls all scores together and moves them. The scale takes the first
     back, the bias the second: of all shifts that keep every decision the one nearest to the mean error is taken.
     """
     spread, threshold = replay.calibration.spread, replay.calibration.threshold
-    result, scores = _compare(candidate, precision, replay, limits)
-    log_odds = _LogOdds.of(candidate)
+    result, scores = _compare(trial, precision, replay, limits)
+    log_odds = _LogOdds.of(trial)
     if log_odds is None or precision == "fp16":
         return result
     log_odds.scale(_slope(scores, replay.reference.score))
     for _ in range(_ALIGNMENT_STEPS):
-        result, scores = _compare(candidate, precision, replay, limits)
+        result, scores = _compare(trial, precision, replay, limits)
         shift = _best_shift(replay.reference.score, scores, threshold, spread)
         if abs(shift) < 1e-3 * spread:
             return result
         log_odds.shift(shift)
-    return _compare(candidate, precision, replay, limits)[0]
+    return _compare(trial, precision, replay, limits)[0]
 
 
 def _slope(scores: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -243,33 +256,34 @@ def _best_shift(reference: NDArray[np.float32], scores: NDArray[np.float32], thr
 
 
 def _compare(
-    candidate: ModelProto, precision: Precision, replay: Replay, limits: ParityLimits
+    trial: ModelProto, precision: Precision, replay: Replay, limits: ParityLimits
 ) -> tuple[ParityResult, NDArray[np.float32]]:
-    engine = OnnxRuntimeEngine(_to_bytes(candidate))
+    engine = OnnxRuntimeEngine(_to_bytes(trial))
     raw = infer_all(engine, replay.frames, f"checking {precision}")
-    return compare(engine.name, precision, replay.reference, raw, replay.calibration, limits, replay.names), raw.score
+    name = EMULATED_HALF if precision == "fp16" else engine.name
+    return compare(name, precision, replay.reference, raw, replay.calibration, limits, replay.names), raw.score
 
 
 def _signal_to_noise(
-    model: ModelProto, lowered: ModelProto, found: Sequence[Layer], frames: NDArray[np.uint8]
+    model: ModelProto, trial: ModelProto, found: Sequence[Layer], frames: NDArray[np.uint8]
 ) -> dict[str, float]:
-    made = {name for node in lowered.graph.node for name in node.output}
+    made = {name for node in trial.graph.node for name in node.output}
     names = [layer.output for layer in found]
-    # What a lowered layer hands on: what its Q/DQ pair makes of its result, or its result in half precision.
-    lowered_names = [
-        next((other for other in (f"{name}_DequantizeLinear_Output", f"{name}_fp16") if other in made), name)
+    # What a lowered layer hands on: what its Q/DQ pair makes of its result, or its result rounded to half precision.
+    trial_names = [
+        next((other for other in (f"{name}_DequantizeLinear_Output", name + ROUNDED) if other in made), name)
         for name in names
     ]
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
     exact, rounded = (
         ort.InferenceSession(_to_bytes(_with_outputs(graph, outputs)), providers=["CPUExecutionProvider"])
-        for graph, outputs in ((model, names), (lowered, lowered_names))
+        for graph, outputs in ((model, names), (trial, trial_names))
     )
     for frame in frames:
         feed = {"frames": frame[np.newaxis]}
-        for index, (a, b) in enumerate(zip(exact.run(names, feed), rounded.run(lowered_names, feed), strict=True)):
+        for index, (a, b) in enumerate(zip(exact.run(names, feed), rounded.run(trial_names, feed), strict=True)):
             signal[index] += np.square(a, dtype=np.float64).sum()
-            noise[index] += np.square(a - b.astype(np.float64)).sum()
+            noise[index] += np.square(a - b, dtype=np.float64).sum()
     ratio = 10.0 * np.log10(np.maximum(signal, 1e-30) / np.maximum(noise, 1e-30))
     return {layer.output: float(value) for layer, value in zip(found, ratio, strict=True)}
 

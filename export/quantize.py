@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from meliad_edge.export.region import ACTIVATIONS, low_precision_region
+from meliad_edge.export.weight_rounding import round_weights
 from meliad_edge.progress import track
 
 _OPERATORS = sorted({"Conv", "Add"} | ACTIVATIONS)
+# Frames, of those given, that the weights are rounded on.
+_ROUNDING_FRAMES = 36
 
 
 class _FrameReader(CalibrationDataReader):  # type: ignore[misc]
@@ -34,18 +37,20 @@ class _FrameReader(CalibrationDataReader):  # type: ignore[misc]
 class Quantizer:
     """Quantises one graph any number of times, with other layers left out.
 
-    Weights are symmetric signed bytes with a scale per output channel; activations are unsigned bytes whose range is
-    the smallest and the largest value seen, so that an activation's clipping costs nothing.
+    Weights are symmetric signed bytes with a scale per output channel, rounded so that results change least;
+    activations are unsigned bytes whose range is the smallest and the largest value seen, so that an activation's
+    clipping costs nothing.
 
     Args:
         model: FP32 graph; not changed.
-        frames: What the ranges are measured on, uint8 RGB [n, H, W, 3].
+        frames: What ranges and weights are fitted on, uint8 RGB [n, H, W, 3].
     """
 
     def __init__(self, model: ModelProto, frames: NDArray[np.uint8]) -> None:
         self._model = onnx.shape_inference.infer_shapes(model)
         self._nodes = [node for node in low_precision_region(self._model) if node.op_type in _OPERATORS]
         self._ranges = self._measure_ranges(frames)
+        self._weights = round_weights(self._model, frames[:: max(1, len(frames) // _ROUNDING_FRAMES)])
 
     def quantize(self, keep_fp32: Collection[str] = ()) -> ModelProto:
         """The graph with Q/DQ pairs around every convolution.
@@ -58,6 +63,10 @@ class Quantizer:
         nodes = self._quantized_nodes(keep_fp32)
         if not nodes:
             return copy
+        weights = {node.input[1] for node in copy.graph.node if node.name in nodes and node.op_type == "Conv"}
+        for constant in copy.graph.initializer:
+            if constant.name in weights and constant.name in self._weights:
+                constant.CopyFrom(numpy_helper.from_array(self._weights[constant.name], constant.name))
         quantizer = QDQQuantizer(
             copy,
             per_channel=True,
@@ -77,13 +86,25 @@ class Quantizer:
         return result
 
     def _quantized_nodes(self, keep_fp32: Collection[str]) -> list[str]:
-        """All but those that are kept, and sums only where all they add is quantised: others would gain nothing."""
+        """All but those that are kept, activations and sums where all they read is quantised, and one exception.
+
+        ONNX Runtime takes a convolution in FP32 between two quantised tensors for a forgotten one, and rounds its
+        weights with one scale for all channels. So what reads the result of such a convolution stays in FP32, too.
+        """
         chosen: list[str] = []
         quantized: set[str] = set()
+        exposed: set[str] = set()
         for node in self._nodes:
-            if node.name not in keep_fp32 and (node.op_type != "Add" or quantized.issuperset(node.input)):
+            data = node.input if node.op_type == "Add" else node.input[:1]
+            if node.op_type == "Conv":
+                fits, exposes = exposed.isdisjoint(data), quantized.issuperset(data)
+            else:
+                fits, exposes = quantized.issuperset(data), node.op_type != "Add" and exposed.issuperset(data)
+            if fits and node.name not in keep_fp32:
                 chosen.append(node.name)
                 quantized.update(node.output)
+            elif exposes:
+                exposed.update(node.output)
         return chosen
 
     def _measure_ranges(self, frames: NDArray[np.uint8]) -> TensorsData:

@@ -16,11 +16,13 @@ class Layer:
 
     Attributes:
         name: Of its weight, without the prefix all layers of a network share.
+        weight: The constant.
         output: Tensor that holds its result.
         nodes: Names of its nodes.
     """
 
     name: str
+    weight: str
     output: str
     nodes: tuple[str, ...]
 
@@ -57,7 +59,7 @@ def layers(model: ModelProto) -> list[Layer]:
         following = readers.get(node.output[0], [])
         activation = following[0] if len(following) == 1 and following[0].op_type in ACTIVATIONS else None
         nodes = (node.name,) if activation is None else (node.name, activation.name)
-        found.append(Layer(_short_name(node.input[1]), (activation or node).output[0], nodes))
+        found.append(Layer(_short_name(node.input[1]), node.input[1], (activation or node).output[0], nodes))
     return found
 
 

@@ -18,7 +18,7 @@ from meliad_edge.data.dataset import Sample
 from meliad_edge.data.frames import load_frames
 from meliad_edge.errors import ParityError
 from meliad_edge.export.graph import export_graph
-from meliad_edge.export.lower import LayerError, Replay, lower
+from meliad_edge.export.lower import EMULATED_HALF, LayerError, Replay, lower
 from meliad_edge.export.portable import to_portable
 from meliad_edge.models import create_detector
 from meliad_edge.parity import ParityResult, compare, require_parity
@@ -126,6 +126,7 @@ def export_models(run: Run, precisions: Sequence[Precision], replay: Replay) -> 
         elif precision in precisions:
             lowered = lower(reference, precision, _training_frames(run), replay, run.config.limits_of(precision))
             model, layers[precision] = lowered.model, lowered.layers
+            results += [lowered.parity] if lowered.parity.engine == EMULATED_HALF else []
         else:
             continue
         onnx.checker.check_model(model, full_check=True)

@@ -18,6 +18,7 @@ from meliad_edge.input_choice import choose_input_size
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import STRIDES, load_backbone
 from meliad_edge.models.features import FeatureExtractor
+from meliad_edge.models.half_weights import round_weights_to_half
 from meliad_edge.models.network import FittedDetector, TrainingImages
 from meliad_edge.run import Run, save_run
 from meliad_edge.runtime.engine import infer_all
@@ -66,6 +67,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
         for error in loaded.errors:
             report("skipped", error)
     fitted = detector.fit(TrainingImages(normal.frames, shots.frames), features, seed=config.seed)
+    round_weights_to_half(fitted.network)
     scores = infer_all(
         TorchEngine(fitted.network, config.feature_cache, use_kernel=True), held_out.frames, "calibrating"
     ).score

