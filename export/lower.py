@@ -1,7 +1,8 @@
 """A graph in lower precision that still decides as the network that was trained, or a refusal that says why.
 
-Layers that lose too much stay in FP32: each layer is lowered alone, its error on the scores of real frames is
-measured, and those with the largest errors are left out until every frame is decided as before. [ours]
+Layers that lose too much stay in FP32: each layer is lowered alone, and its error on the scores of real frames is
+measured. Any that loses too much by itself is left out, and of the first layers, which lose most and gain least, more
+and more until every frame is decided as before. [ours]
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 # Frames, those nearest to the threshold, that the error of one layer is measured on.
 _LAYER_FRAMES = 32
 _TENSOR_FRAMES = 4
-# INT8 never gets the first layers: with few channels on large maps they lose most and gain no time.
-_FIRST_LAYERS: dict[Precision, int] = {"fp16": 0, "int8": 3}
-# How many more layers, those that lose most, are left out, one attempt after the other, up to half of all.
-_ATTEMPTS = (0, 1, 2, 4, 8, 16, 32)
+# How many of the first layers are left out, one attempt after the other, up to half of all. INT8 never gets the first
+# three: with few channels on large maps they lose most and gain no time.
+_ATTEMPTS: dict[Precision, tuple[int, ...]] = {"fp16": (0, 3, 6, 12, 24), "int8": (3, 6, 9, 12, 18, 24)}
+# A layer that alone changes scores by more than this, as a fraction of the spread, is left out wherever it is.
+_LARGEST_ERROR_ALONE = 0.05
 _ALIGNMENT_STEPS = 4
 # Room left between the threshold and the nearest score, as a fraction of the spread, where there is as much.
 _ALIGNMENT_MARGIN = 0.02
@@ -120,8 +122,8 @@ def lower(
         limits: Largest errors that pass.
 
     Raises:
-        ParityError: With half of the layers in FP32 decisions still change; says which frame, and which layers lose
-            most. Or there is no layer to lower.
+        ParityError: With the first half of the layers in FP32 decisions still change; says which frame, and which
+            layers lose most. Or there is no layer to lower.
     """
     found = layers(model)
     if not found:
@@ -130,10 +132,8 @@ def lower(
     build = _to_builder(model, precision, training_frames)
     alone = _errors_alone(build, found, replay, precision)
     half = len(found) // 2
-    first = found[: min(_FIRST_LAYERS[precision], half)]
-    by_error = sorted(found[len(first) :], key=lambda layer: -alone[layer.output])
-    for count in [attempt for attempt in _ATTEMPTS if attempt < half - len(first)] + [half - len(first)]:
-        kept = [*first, *by_error[:count]]
+    for count in [attempt for attempt in _ATTEMPTS[precision] if attempt < half] + [half]:
+        kept = [layer for i, layer in enumerate(found) if i < count or alone[layer.output] > _LARGEST_ERROR_ALONE]
         keep_fp32 = [node for layer in kept for node in layer.nodes]
         trial = build(keep_fp32)
         result = _align(trial, precision, replay, limits)
@@ -151,9 +151,10 @@ def lower(
                 for layer in found
             )
             return LoweredGraph(lowered, errors, result)
+    by_error = sorted(found, key=lambda layer: -alone[layer.output])
     worst = ", ".join(f"{layer.name} ({alone[layer.output]:.1%})" for layer in by_error[:3])
     msg = (
-        f"{precision} is refused: even with half of {len(found)} layers in FP32, {result.describe_failure()}; most is "
+        f"{precision} is refused: even with the first half of {len(found)} layers in FP32, {result.describe_failure()}; most is "
         f"lost in {worst}; "
         f"export without --precision {precision}, or allow more in the project file under [limits.{precision}]"
     )

@@ -141,12 +141,19 @@ def bundle_file(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
-def precise_bundle(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run exported in every precision. Read only."""
+def precise_export(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What export says of the same run in every precision."""
     path = tmp_path_factory.mktemp("export-precise") / "metal.meliad"
-    outcome = invoke("export", run_folder, "--precision", "fp16", "--precision", "int8", "--out", path)
+    outcome = invoke("export", run_folder, "--precision", "fp16", "--precision", "int8", "--out", path, "--json")
     assert outcome.code == 0, outcome.err
-    return path
+    record: dict[str, Any] = outcome.json
+    return record
+
+
+@pytest.fixture(scope="session")
+def precise_bundle(precise_export: dict[str, Any]) -> Path:
+    """The bundle of that export. Read only."""
+    return Path(precise_export["out"])
 
 
 @pytest.fixture(scope="session")

