@@ -154,8 +154,8 @@ def lower(
     by_error = sorted(found, key=lambda layer: -alone[layer.output])
     worst = ", ".join(f"{layer.name} ({alone[layer.output]:.1%})" for layer in by_error[:3])
     msg = (
-        f"{precision} is refused: even with the first half of {len(found)} layers in FP32, {result.describe_failure()}; most is "
-        f"lost in {worst}; "
+        f"{precision} is refused: even with the first half of {len(found)} layers in FP32, "
+        f"{result.describe_failure()}; most is lost in {worst}; "
         f"export without --precision {precision}, or allow more in the project file under [limits.{precision}]"
     )
     raise ParityError(msg)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from meliad_edge.errors import BundleError
 
@@ -13,17 +14,19 @@ _SCORING = ("meliad", "PatchEntropyScore")
 
 
 def to_tensorrt(model: bytes) -> bytes:
-    """Rewrite a graph so that TensorRT parses it and its plugin takes the scoring node; the values stay the same.
+    """Rewrite a graph so that TensorRT parses it and its plugin takes the scoring node.
 
     The function body of the scoring node is removed, because the parser would inline it in spite of the plugin. Frames
     are cast before they are transposed, because TensorRT does nothing with uint8 but cast it. Biases that INT8 graphs
-    keep as int32 become the float32 they stand for, because TensorRT dequantises nothing wider than a byte.
+    keep as int32 become the float32 they stand for, because TensorRT dequantises nothing wider than a byte. All of that
+    leaves the values as they are. Bytes around a zero point, which TensorRT does not take, become signed bytes around
+    0 for the same range: tensors that are never negative lose one of their eight bits.
 
     Args:
         model: A serialised graph of ours, in any precision.
 
     Raises:
-        BundleError: It is not an ONNX graph, does with its frames what TensorRT cannot, or quantises with a zero point.
+        BundleError: It is not an ONNX graph, or does with its frames what TensorRT cannot.
     """
     try:
         rewritten = onnx.load_model_from_string(model)
@@ -36,7 +39,7 @@ def to_tensorrt(model: bytes) -> bytes:
     for value in rewritten.graph.input:
         if value.type.tensor_type.elem_type == TensorProto.UINT8:
             _cast_first(rewritten.graph, value.name)
-    _require_symmetric(rewritten.graph)
+    _quantise_around_zero(rewritten.graph)
     _fold_biases(rewritten.graph)
     return bytes(rewritten.SerializeToString(deterministic=True))
 
@@ -76,18 +79,30 @@ def _swapped(transpose: NodeProto, cast: NodeProto) -> tuple[NodeProto, NodeProt
     return first, second
 
 
-def _require_symmetric(graph: GraphProto) -> None:
+def _quantise_around_zero(graph: GraphProto) -> None:
+    """Give every tensor that is quantised with a zero point signed bytes around 0 that cover the same range."""
     constants = {constant.name: constant for constant in graph.initializer}
+    nodes: list[NodeProto] = []
     for node in graph.node:
-        if node.op_type != "QuantizeLinear" or len(node.input) < 3:
-            continue
-        zero_point = numpy_helper.to_array(constants[node.input[2]])
-        if zero_point.dtype != np.int8 or zero_point.any():
-            msg = (
-                f"{node.input[0]} is quantised as {zero_point.dtype} around {zero_point.flat[0]}, TensorRT takes int8 "
-                "around 0 alone; build the engine with --precision fp16"
-            )
-            raise BundleError(msg)
+        if node.op_type == "QuantizeLinear" and len(node.input) > 2:
+            scale, zero_point = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+            lowest, highest = np.iinfo(zero_point.dtype).min, np.iinfo(zero_point.dtype).max
+            if (zero_point == lowest).all():
+                # Bytes that end at 0 took the place of an activation.
+                source = f"{node.input[0]}_not_negative"
+                nodes.append(helper.make_node("Relu", [node.input[0]], [source], name=f"{node.name}_not_negative"))
+                node.input[0] = source
+            if zero_point.dtype != np.int8 or zero_point.any():
+                largest = np.maximum(zero_point.astype(np.int64) - lowest, highest - zero_point.astype(np.int64))
+                _set(constants[node.input[1]], np.asarray(scale * largest / 127, np.float32))
+                _set(constants[node.input[2]], np.zeros(zero_point.shape, np.int8))
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _set(constant: TensorProto, value: NDArray[np.generic]) -> None:
+    constant.CopyFrom(numpy_helper.from_array(value, constant.name))
 
 
 def _fold_biases(graph: GraphProto) -> None:

@@ -158,11 +158,58 @@ def test_biases_become_what_they_stand_for(frames: NDArray[np.uint8]) -> None:
     np.testing.assert_allclose(result, expected, atol=0.1)
 
 
-@pytest.mark.parametrize(("zero_point", "words"), [(np.uint8(0), "uint8 around 0"), (np.int8(-3), "int8 around -3")])
-def test_what_tensorrt_cannot_quantise_is_refused(zero_point: NDArray[Any], words: str) -> None:
-    message = f"^x is quantised as {words}, TensorRT takes int8 around 0 alone; build the engine with --precision fp16$"
-    with pytest.raises(BundleError, match=message):
-        to_tensorrt(quantised(zero_point))
+@pytest.mark.parametrize("zero_point", [np.uint8(0), np.uint8(128), np.uint8(30), np.int8(-3), np.int8(-128)])
+def test_bytes_around_a_zero_point_become_signed_bytes_for_the_same_range(
+    zero_point: NDArray[Any], frames: NDArray[np.uint8]
+) -> None:
+    model = quantised(zero_point)
+    rewritten = to_tensorrt(model)
+    constants = {
+        item.name: numpy_helper.to_array(item) for item in onnx.load_model_from_string(rewritten).graph.initializer
+    }
+    assert constants["zero_point"].dtype == np.int8
+    assert constants["zero_point"] == 0
+    span = np.iinfo(zero_point.dtype)
+    # The scale was 2: what the bytes reached on the longer side, 127 steps reach now.
+    reach = 2.0 * max(int(zero_point) - span.min, span.max - int(zero_point))
+    np.testing.assert_allclose(127 * constants["scale"], reach, rtol=1e-6)
+    # Pixels are whole numbers up to 255; half a step on either side, weighted, is how far results may move.
+    (expected,), (result,) = execute(model, frames), execute(rewritten, frames)
+    steps = 0.5 * (2.0 + float(constants["scale"]))
+    weights = np.abs(constants["weight"].astype(np.float64)).reshape(5, -1).sum(axis=1) * constants["weight_scale"]
+    inside = frames <= 2.0 * (span.max - int(zero_point))
+    error = np.abs(result - expected)[np.broadcast_to(inside.all(axis=3)[:, None], result.shape)]
+    assert error.size
+    assert error.max() <= steps * weights.max() + 0.1
+
+
+def test_bytes_that_end_at_zero_keep_their_activation() -> None:
+    """ONNX Runtime's quantiser removes an activation where saturation does the same; signed bytes do not."""
+    nodes = [
+        cast("frames", "pixels"),
+        helper.make_node("Sub", ["pixels", "middle"], ["x"]),
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero_point"], ["x_q"], name="quantise"),
+        helper.make_node("DequantizeLinear", ["x_q", "scale", "zero_point"], ["out"]),
+    ]
+    constants = {"middle": np.float32(100.0), "scale": np.float32(0.6), "zero_point": np.uint8(0)}
+    frames = np.random.default_rng(2).integers(0, 256, SHAPE, np.uint8)
+    (result,) = execute(to_tensorrt(make_model(nodes, constants)), frames)
+    assert result.min() == 0.0
+    np.testing.assert_allclose(result, np.clip(frames.astype(np.float32) - 100.0, 0.0, 153.0), atol=0.61)
+
+
+def test_int8_scores_as_on_a_processor(precise_bundle: Path) -> None:
+    if find_kernel_library() is None:
+        pytest.skip("no libmeliad_ort.so: without the function body only the kernel can execute the model")
+    bundle = open_bundle(precise_bundle)
+    golden = np.stack([frame.frame for frame in bundle.golden])
+    rewritten = to_tensorrt(bundle.models["int8"])
+    constants = {item.name: item.data_type for item in onnx.load_model_from_string(rewritten).graph.initializer}
+    assert TensorProto.UINT8 not in constants.values()
+    expected, result = (execute(model, golden)[0] for model in (bundle.models["fp32"], rewritten))
+    unit, limits = bundle.calibration.spread, bundle.manifest.precisions["int8"]
+    assert np.abs(result - expected).max() <= limits.score * unit
+    np.testing.assert_array_equal(result >= bundle.calibration.threshold, expected >= bundle.calibration.threshold)
 
 
 @pytest.mark.parametrize("data", [b"no graph", b"\xff" * 100])

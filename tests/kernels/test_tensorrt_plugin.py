@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from meliad_edge.precision import PRECISIONS, Precision
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
@@ -394,23 +396,17 @@ def test_tensorrts_log_says_why_a_model_is_refused(
 
 
 @pytest.mark.workshop
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_tensorrt_builds_an_engine_from_an_exported_model(
-    precision: str, real_library: Path, bundle_file: Path, tmp_path: Path
+    precision: Precision, real_library: Path, precise_bundle: Path, tmp_path: Path
 ) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed; install the extra tensorrt-test")
-    import onnx
-
     from meliad_edge.bundle import open_bundle
-    from meliad_edge.export.half import to_fp16
     from meliad_edge.export.tensorrt_graph import to_tensorrt
 
-    graph = open_bundle(bundle_file).models["fp32"]
-    if precision == "fp16":
-        graph = to_fp16(onnx.load_model_from_string(graph)).SerializeToString()
     model = tmp_path / "exported.onnx"
-    model.write_bytes(to_tensorrt(graph))
+    model.write_bytes(to_tensorrt(open_bundle(precise_bundle).models[precision]))
     said = real_tensorrt("tensorrt_rtx", "engine", real_library, model, folder=tmp_path)
     assert said["parsed"], said["errors"]
     assert said["plugins"] == ["PatchEntropyScore"]
