@@ -73,13 +73,12 @@ def read_replay(run: Run) -> ReplaySet:
     return ReplaySet(Replay(loaded.frames, names, reference, run.calibration), loaded.samples)
 
 
-def check_parity(run: Run, model: bytes, precision: Precision, replay: Replay) -> list[ParityResult]:
-    """Replay frames through every engine of this machine that can execute the graph.
+def check_parity(run: Run, engines: Sequence[Engine], precision: Precision, replay: Replay) -> list[ParityResult]:
+    """Replay frames through engines that execute a graph of the run.
 
     Raises:
         ParityError: The graph takes frames of another size.
     """
-    engines = _engines(model)
     if engines[0].input_size_hw != run.network.input_hw:
         (height, width), (ours, _) = engines[0].input_size_hw, run.network.input_hw
         msg = f"the model takes {width} x {height} pixels, the run {ours} x {ours}; it was exported from another run"
@@ -99,7 +98,8 @@ def check_parity(run: Run, model: bytes, precision: Precision, replay: Replay) -
     ]
 
 
-def _engines(model: bytes) -> list[Engine]:
+def processor_engines(model: bytes) -> list[Engine]:
+    """Every engine of this machine that executes a graph on its processor."""
     engines: list[Engine] = [OnnxRuntimeEngine(model, use_kernel=False)]
     if find_kernel_library() is not None:
         engines.append(OnnxRuntimeEngine(model))
@@ -131,7 +131,7 @@ def export_models(run: Run, precisions: Sequence[Precision], replay: Replay) -> 
             continue
         onnx.checker.check_model(model, full_check=True)
         models[precision] = bytes(model.SerializeToString(deterministic=True))
-        results += check_parity(run, models[precision], precision, replay)
+        results += check_parity(run, processor_engines(models[precision]), precision, replay)
         require_parity(results)
     return ExportedModel(models, layers, tuple(results))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated
 
@@ -20,25 +21,36 @@ def command(
 ) -> None:
     """Prove that a bundle decides as the run it came from.
 
-    Without --against only the golden frames inside the bundle are replayed.
+    Without --against only the golden frames inside the bundle are replayed. TensorRT is checked where an engine was
+    built beside the bundle.
     """
     from meliad_edge.errors import ParityError
     from meliad_edge.parity import check_golden, require_parity
-    from meliad_edge.runtime.load import load_engine, open_trusted
+    from meliad_edge.runtime.load import load_built_engines, load_engine, open_trusted
 
     bundle = open_trusted(model)
-    results = [check_golden(bundle, load_engine(bundle, precision), precision) for precision in bundle.models]
     run = None
-    if against is not None:
-        require_extra("torch", "train")
-        require_extra("onnx", "export")
-        from meliad_edge.export.to_bundle import check_parity, read_replay
-        from meliad_edge.run import load_run
+    with ExitStack() as opened:
+        built = {
+            precision: opened.enter_context(closing(engine)) for precision, engine in load_built_engines(bundle).items()
+        }
+        results = [
+            check_golden(bundle, engine, precision)
+            for precision in bundle.models
+            for engine in (load_engine(bundle, precision), built.get(precision))
+            if engine is not None
+        ]
+        if against is not None:
+            require_extra("torch", "train")
+            require_extra("onnx", "export")
+            from meliad_edge.export.to_bundle import check_parity, processor_engines, read_replay
+            from meliad_edge.run import load_run
 
-        run = load_run(against)
-        replay = read_replay(run).replay
-        for precision, graph in bundle.models.items():
-            results += check_parity(run, graph, precision, replay)
+            run = load_run(against)
+            replay = read_replay(run).replay
+            for precision, graph in bundle.models.items():
+                on_gpu = [built[precision]] if precision in built else []
+                results += check_parity(run, [*processor_engines(graph), *on_gpu], precision, replay)
     if json:
         print_json({"passed": all(r.passed for r in results), "engines": [r.to_dict() for r in results]})
     else:

@@ -131,6 +131,18 @@ def load_tensorrt_engine(bundle: Bundle, precision: Precision) -> TensorRtEngine
     return engine
 
 
+def load_built_engines(bundle: Bundle) -> dict[Precision, TensorRtEngine]:
+    """The TensorRT engines beside a bundle, by precision; one that cannot be used is named in a warning."""
+    engines: dict[Precision, TensorRtEngine] = {}
+    for precision in bundle.models:
+        if engine_path(bundle.path, precision).is_file():
+            try:
+                engines[precision] = load_tensorrt_engine(bundle, precision)
+            except (EngineError, MissingExtraError) as error:
+                _logger.warning("TensorRT %s is not checked: %s", precision, error)
+    return engines
+
+
 def require_precision(bundle: Bundle, precision: Precision) -> None:
     """Refuse a precision that a bundle does not carry.
 

@@ -206,6 +206,26 @@ def test_build_names_what_the_bundle_lacks(bundle: Path, on_stand_ins: Run) -> N
     assert line == "the bundle carries no fp16 graph, only fp32; export it with --precision fp16"
 
 
+def test_check_replays_it_beside_onnx_runtime(built: Path, run_folder: Path, on_stand_ins: Run) -> None:
+    said = said_by(on_stand_ins("command", "check", built, "--against", run_folder, "--json"))
+    frames = {row["engine"]: row["frames"] for row in said["engines"]}
+    assert "tensorrt-10.3.0+kernel (golden)" in frames
+    assert frames["tensorrt-10.3.0+kernel"] == frames["onnxruntime-cpu"] > 8
+    assert said["passed"]
+
+
+def test_check_says_what_it_cannot_replay(built: Path, on_stand_ins: Run) -> None:
+    done = on_stand_ins("command", "check", built, "--json", CUDA_STAND_IN_NAME="Stand-in Thor")
+    assert [row["engine"].partition("-")[0] for row in said_by(done)["engines"]] == ["onnxruntime"]
+    assert "TensorRT fp32 is not checked: " in done.stderr
+    assert "built for gpu Stand-in Orin, here it is Stand-in Thor" in done.stderr
+
+
+def test_check_refuses_an_engine_that_decides_otherwise(built: Path, on_stand_ins: Run) -> None:
+    done = on_stand_ins("command", "check", built, "--json", TENSORRT_STAND_IN_SCALE="1.5")
+    assert "tensorrt-10.3.0+kernel" in error_line(done, 6)
+
+
 def test_bench_measures_it_without_splitting(built: Path, on_stand_ins: Run) -> None:
     said = said_by(on_stand_ins("command", "bench", built, "--frames", "10", "--json"))
     assert (said["engine"], said["precision"]) == ("tensorrt-10.3.0+kernel", "fp32")
