@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -17,8 +17,11 @@ from meliad_edge.benchmarks.environment import describe_environment
 from meliad_edge.cli.output import say
 from meliad_edge.config import FitConfig
 from meliad_edge.data.frames import load_frames
-from meliad_edge.export.portable import to_portable
-from meliad_edge.export.to_bundle import export_models, read_replay
+from meliad_edge.export.half import emulate_fp16
+from meliad_edge.export.lower import EMULATED_HALF
+from meliad_edge.export.region import layers
+from meliad_edge.export.tensorrt_graph import to_tensorrt
+from meliad_edge.export.to_bundle import ExportedModel, export_models, processor_engines, read_replay
 from meliad_edge.metrics import image_metrics
 from meliad_edge.parity import compare
 from meliad_edge.precision import PRECISIONS, Precision
@@ -44,7 +47,7 @@ def run(data: str, seeds: int, feature_cache: Path) -> dict[str, Any]:
         feature_cache: Folder with backbone features.
 
     Returns:
-        JSON values: per seed and precision AUROC and every engine's differences, and the ratios of times.
+        JSON values: per seed every engine's AUROC and differences in every precision, and the ratios of times.
     """
     rows = []
     with tempfile.TemporaryDirectory(prefix="meliad-precision-") as folder:
@@ -59,14 +62,15 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     """The result as lines for people."""
     lines = []
     for row in result["rows"]:
-        for precision, auroc in row["auroc"].items():
-            lines.append((f"seed {row['seed']}", f"{precision:<5} image AUROC {auroc:.4f}"))
-        for parity in row["parity"]:
+        trained = f"image AUROC {row['image_auroc']:.4f} as trained, {row['test_images']} test images"
+        lines.append((f"seed {row['seed']}", trained))
+        for engine in row["engines"]:
+            errors = f"score error {engine['score_error']:.2%}, map error {engine['map_error']:.2%}"
             lines.append(
                 (
                     "",
-                    f"{parity['precision']:<5} {parity['engine']:<24} {len(parity['label_flips'])} label flips in "
-                    f"{parity['frames']}, score error {parity['score_error']:.2%}, map error {parity['map_error']:.2%}",
+                    f"{engine['precision']:<5} {engine['engine']:<22} AUROC {engine['image_auroc']:.4f}, "
+                    f"{len(engine['label_flips'])} label flips, {errors}",
                 )
             )
         for threads, ratios in row["time_over_fp32"].items():
@@ -81,34 +85,36 @@ def _measure(fitted: Run) -> dict[str, Any]:
     is_anomaly = np.array([sample.is_anomaly for sample in test.samples])
     names = [sample.path.name for sample in test.samples]
     reference = infer_all(TorchEngine(fitted.network), test.frames, "pytorch")
-    auroc = {"pytorch": image_metrics(reference.score, is_anomaly).image_auroc}
-    parity = []
+    rows = []
     for precision, model in exported.models.items():
-        for engine in _engines(model):
-            raw = infer_all(engine, test.frames, f"{engine.name} {precision}")
+        for name, engine in [*_emulated(exported, precision), *((e.name, e) for e in processor_engines(model))]:
+            raw = infer_all(engine, test.frames, f"{name} {precision}")
             limits = fitted.config.limits_of(precision)
-            parity.append(compare(engine.name, precision, reference, raw, fitted.calibration, limits, names).to_dict())
-            auroc[precision] = image_metrics(raw.score, is_anomaly).image_auroc
+            parity = compare(name, precision, reference, raw, fitted.calibration, limits, names)
+            rows.append({**parity.to_dict(), "image_auroc": image_metrics(raw.score, is_anomaly).image_auroc})
     return {
         "test_images": len(names),
-        "auroc": auroc,
-        "parity": parity,
+        "image_auroc": image_metrics(reference.score, is_anomaly).image_auroc,
+        "engines": rows,
         "fp32_layers": {
-            precision: [layer.layer for layer in layers if layer.precision == "fp32"]
-            for precision, layers in exported.layers.items()
+            precision: [layer.layer for layer in errors if layer.precision == "fp32"]
+            for precision, errors in exported.layers.items()
         },
         "time_over_fp32": {str(threads): _times(exported.models, test.frames, threads) for threads in (1, 2)},
     }
 
 
-def _engines(model: bytes) -> list[Engine]:
-    """OpenVINO first: the AUROC that is kept is that of the last, the engine a device runs."""
-    engines: list[Engine] = []
-    if find_spec("openvino") is not None:
-        from meliad_edge.runtime.openvino_engine import OpenVinoEngine
-
-        engines.append(OpenVinoEngine(to_portable(model)))
-    return [*engines, OnnxRuntimeEngine(model, use_kernel=False), OnnxRuntimeEngine(model)]
+def _emulated(exported: ExportedModel, precision: Precision) -> list[tuple[str, Engine]]:
+    """What a GPU would compute, in ONNX Runtime: results rounded to half precision, signed bytes around 0."""
+    if precision == "fp16":
+        reference = onnx.load_model_from_string(exported.models["fp32"])
+        kept = [layer.layer for layer in exported.layers[precision] if layer.precision == "fp32"]
+        keep_fp32 = [node for layer in layers(reference) if layer.name in kept for node in layer.nodes]
+        rounded = emulate_fp16(reference, keep_fp32).SerializeToString()
+        return [(EMULATED_HALF, OnnxRuntimeEngine(rounded))]
+    if precision == "int8":
+        return [("emulated tensorrt", OnnxRuntimeEngine(to_tensorrt(exported.models[precision])))]
+    return []
 
 
 def _times(models: Mapping[Precision, bytes], frames: NDArray[np.uint8], threads: int) -> dict[str, float]:

@@ -166,6 +166,7 @@ def export_bundle(
         created_by=f"meliad-edge {__version__}",
         dataset=run.dataset[:200],
         licence=run.licence,
+        notes=run.config.notes,
         train_normals=len(run.split.train_normal),
         shots=len(run.split.shots),
     )

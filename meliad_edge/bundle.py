@@ -73,6 +73,8 @@ class Manifest(BaseModel):
     Attributes:
         precisions: Those it carries a graph in, with the differences that pass as the same model; ``"fp32"`` is
             always one of them.
+        licence: Of the images it contains, as far as known.
+        notes: What whoever trained the model says of its data.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -89,6 +91,7 @@ class Manifest(BaseModel):
     created_by: str = Field(max_length=64)
     dataset: str = Field(max_length=200)
     licence: str = Field(max_length=200)
+    notes: str = Field(default="", max_length=2000)
     train_normals: int = Field(ge=0)
     shots: int = Field(ge=0)
     parts: dict[str, Part] = Field(default_factory=dict)

@@ -36,6 +36,8 @@ class FitConfig(BaseModel):
             pixels; the time of a frame grows with it.
         false_alarm_rate: Accepted rate of alarms on normal images.
         feature_cache: Folder that keeps backbone features from one fit to the next.
+        licence: Of the images, for the bundle, which contains some; None says what the data set is known to have.
+        notes: What whoever gets the bundle should know of the data: the part, the line, the camera, the lens.
         limits: Largest differences that an exported graph of a precision may show; others keep their defaults.
     """
 
@@ -54,6 +56,8 @@ class FitConfig(BaseModel):
     budget: float = Field(default=2.0, ge=1.0, le=16.0)
     false_alarm_rate: float = Field(default=0.01, gt=0.0, lt=1.0)
     feature_cache: Path | None = None
+    licence: str | None = Field(default=None, max_length=200)
+    notes: str = Field(default="", max_length=2000)
     limits: dict[Precision, ParityLimits] = Field(default_factory=dict)
 
     def limits_of(self, precision: Precision) -> ParityLimits:

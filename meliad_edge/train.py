@@ -79,7 +79,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     run = Run(
         config=config,
         dataset=dataset.name,
-        licence=dataset.licence,
+        licence=dataset.licence if config.licence is None else config.licence,
         split=split,
         network=fitted.network,
         calibration=calibration,
