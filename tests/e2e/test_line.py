@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
+from meliad_edge.bundle import open_bundle
+
 STAGES = ["capture", "decode", "preprocess", "infer", "score", "post", "total"]
 PERCENTILES = {"p50_s", "p90_s", "p95_s", "p99_s"}
 
@@ -39,13 +41,20 @@ def test_a_project_file_takes_the_keys_of_the_options_and_the_command_line_wins(
     invoke: Any, texture_set: Path, tmp_path: Path
 ) -> None:
     project = tmp_path / "line.toml"
-    project.write_text(f'data = "{texture_set}"\nshots = 1\nimage_size = 96\nshot_class = "stain"\nseed = 3\n')
+    project.write_text(
+        f'data = "{texture_set}"\nshots = 1\nimage_size = 96\nshot_class = "stain"\nseed = 3\n'
+        'licence = "internal"\nnotes = "line 3, from above"\n'
+    )
     outcome = invoke("fit", "--config", project, "--image-size", 64, "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert (config["shots"], config["seed"], config["image_size"]) == (1, 3, 64)
     # The hard setting: the class of the shots is not in the test.
     assert "8 + 8 held out" in outcome.err
+    # What the bundle says of the pictures in it.
+    assert invoke("export", tmp_path / "run", "--out", tmp_path / "line.meliad").code == 0
+    manifest = open_bundle(tmp_path / "line.meliad").manifest
+    assert (manifest.licence, manifest.notes) == ("internal", "line 3, from above")
 
 
 def test_evaluate_has_every_metric_with_its_interval(invoke: Any, run_folder: Path, tmp_path: Path) -> None:
