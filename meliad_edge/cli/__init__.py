@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order of the line they serve.
-for _verb in (demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, bench, doctor):
+for _verb in (demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, doctor):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 
@@ -46,6 +46,7 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
+app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 
 
