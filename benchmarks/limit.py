@@ -159,7 +159,7 @@ def _sample_bundle(model: SampleModel, path: Path) -> Bundle:
     calibration = calibrate([float(reference.score.max()) + 1.0])
     graph = export_graph(network)
     replay = Replay(frames, names, reference, calibration)
-    limits = ParityLimits(score=10.0, map=100.0)
+    limits = ParityLimits(score=1.0, map=10.0)
     models: dict[Precision, bytes] = {
         "fp32": graph.SerializeToString(),
         "int8": lower(graph, "int8", frames, replay, limits).model.SerializeToString(),

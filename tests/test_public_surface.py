@@ -21,10 +21,9 @@ else:
 
 ROOT = Path(__file__).parents[1]
 VERBS = [
-    "demo", "fit", "evaluate", "calibrate", "export", "build", "check", "threshold", "predict", "watch", "bench",
-    "doctor",
+    "demo", "fit", "evaluate", "calibrate", "export", "build", "check", "threshold", "predict", "watch", "doctor",
 ]  # fmt: skip
-GROUPS = ["keys"]
+GROUPS = ["bench", "keys"]
 REPORTING = [verb for verb in VERBS if verb != "demo"]
 
 

@@ -53,7 +53,7 @@ def test_what_is_more_than_chance_has_a_verdict() -> None:
     assert compared(before, report(noisy(12.0, 4)))["total"] == "slower"
     assert compared(before, report(noisy(9.0, 5)))["total"] == "faster"
     # The same difference drowns in more noise.
-    assert compared(report(noisy(10.0, 6, 0.4)), report(noisy(10.6, 7, 0.4)))["total"] == "no difference seen"
+    assert compared(report(noisy(10.0, 8, 0.4)), report(noisy(10.3, 9, 0.4)))["total"] == "no difference seen"
 
 
 @pytest.mark.parametrize("seed", range(5))
