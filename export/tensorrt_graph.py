@@ -18,10 +18,11 @@ def to_tensorrt(model: bytes) -> bytes:
     """Rewrite a graph so that TensorRT parses it and its plugin takes the scoring node.
 
     The function body of the scoring node is removed, because the parser would inline it in spite of the plugin; other
-    bodies take the place of their nodes. Frames are cast before they are transposed, because TensorRT does nothing with uint8 but cast it. Biases that INT8 graphs
-    keep as int32 become the float32 they stand for, because TensorRT dequantises nothing wider than a byte. All of that
-    leaves the values as they are. Bytes around a zero point, which TensorRT does not take, become signed bytes around
-    0 for the same range: tensors that are never negative lose one of their eight bits.
+    bodies take the place of their nodes. Frames are cast before they are transposed, because TensorRT does nothing with
+    uint8 but cast it. Biases that INT8 graphs keep as int32 become the float32 they stand for, because TensorRT
+    dequantises nothing wider than a byte. All of that leaves the values as they are. Bytes around a zero point, which
+    TensorRT does not take, become signed bytes around 0 for the same range: tensors that are never negative lose one
+    of their eight bits.
 
     Args:
         model: A serialised graph of ours, in any precision.
