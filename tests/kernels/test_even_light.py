@@ -122,6 +122,7 @@ def test_agrees_with_the_definition_on_aarch64(
     result = on_aarch64(frames, parameters)
     assert result is not None
     check(result, expected, parameters)
+    np.testing.assert_array_equal(on_aarch64(frames, parameters, pixels_at_a_time=77), result)
 
 
 class Op:
