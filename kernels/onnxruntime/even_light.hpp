@@ -1,4 +1,5 @@
-// EvenLight for ONNX Runtime's CPU provider, on the threads of the session; with its CUDA provider, too, it stays there.
+// EvenLight for ONNX Runtime's CPU provider, on the threads of the session; with its CUDA provider, too, it stays
+// there.
 #pragma once
 
 #include "../cpu/even_light.hpp"
