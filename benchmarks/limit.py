@@ -135,7 +135,7 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
         ratio = result[f"{precision}_over_backbone"]
         if ratio is not None:
             took = ms[f"predict_{precision}"]
-            lines.append((f"predict {precision}", f"{took:.2f} ms   {ratio:.3f} x   frame in memory to decision"))
+            lines.append((precision, f"{took:.2f} ms   {ratio:.3f} x   frame in memory to decision"))
     lines += [
         ("watch", f"{ms['watch']:.2f} ms   {result['watch_over_backbone']:.3f} x   the same while decoding a video"),
         ("engine", f"{ms['infer_fp32']:.2f} ms   {result['engine_over_backbone']:.3f} x   {result['engine']}, fp32"),

@@ -18,7 +18,7 @@ def test_limit_compares_with_the_bare_backbone() -> None:
         assert result[f"{precision}_over_backbone"] == pytest.approx(ratio)
     assert result["watch_over_backbone"] > 0.0
     assert [topic for topic, _ in limit.describe(result)] == [
-        "backbone", "predict fp32", "predict int8", "watch", "engine", "preprocess", "product",
+        "backbone", "fp32", "int8", "watch", "engine", "preprocess", "product",
     ]  # fmt: skip
 
 
