@@ -11,7 +11,8 @@
     ├── SourceError            7   a camera or video cannot be read
     ├── MissingExtraError      8   an optional dependency is not installed
     ├── PartialFailureError    9   the work was done, but some inputs failed and were reported
-    └── EngineError           10   a TensorRT engine or the GPU it needs cannot be used
+    ├── EngineError           10   a TensorRT engine or the GPU it needs cannot be used
+    └── DeviceError           11   a device cannot be reached, or cannot take or keep a model
 
 Every message is one line: what failed, the value seen, what to do next.
 """
@@ -90,3 +91,9 @@ class EngineError(MeliadError):
     """A TensorRT engine cannot be built, belongs to another machine or model, or fails; or there is no GPU for it."""
 
     exit_code = 10
+
+
+class DeviceError(MeliadError):
+    """A device cannot be reached, its link was lost, or it cannot take, keep or go back to a model."""
+
+    exit_code = 11

@@ -20,6 +20,7 @@ from meliad_edge.cli import (
     evaluate,
     export,
     fit,
+    flash,
     keys,
     predict,
     threshold,
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order of the line they serve.
-for _verb in (demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, bench, doctor):
+for _verb in (demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, bench, flash, doctor):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 

@@ -29,3 +29,7 @@ BundleEngine = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+KnownHosts = Annotated[
+    Path | None,
+    typer.Option("--known-hosts", metavar="FILE", help="Host keys of devices.  [default: ~/.ssh/known_hosts]"),
+]
