@@ -22,7 +22,10 @@ from meliad_edge.cli import (
     fit,
     flash,
     keys,
+    logs,
     predict,
+    rollback,
+    status,
     threshold,
     watch,
 )
@@ -37,7 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order of the line they serve.
-for _verb in (demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, bench, flash, doctor):
+for _verb in (
+    *(demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, bench),
+    *(flash, rollback, status, logs, doctor),
+):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from meliad_edge.device.slots import Home, device_home
+from meliad_edge.device.slots import Home, SlotName, device_home
 from meliad_edge.errors import MeliadError, UsageError
 
 _PR_SET_PDEATHSIG = 1
@@ -95,7 +95,7 @@ def _run(home: Home) -> None:
 def _watch(home: Home) -> None:
     """The watch of one slot; it ends with the service that started it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    name = "b" if sys.argv[2] == "b" else "a"
+    name: SlotName = "b" if sys.argv[2] == "b" else "a"
     slot = home.read_slot(name)
     if slot is None:
         msg = f"slot {name} is empty; flash a model with: meliad-edge flash HOST MODEL.meliad"

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 UNIT = """\
@@ -125,7 +126,7 @@ def make_runtime(home: Path, wheels: list[str], interpreter: str) -> dict[str, o
         _write(folder / "wheels.json", json.dumps(wheels), 0o644)
         _write(launcher, script, 0o755)
     check = [str(launcher), "-c", "import meliad_edge.runtime.load as _, meliad_edge as m; print(m.__version__)"]
-    done = subprocess.run(check, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = subprocess.run(check, capture_output=True, text=True)
     if done.returncode != 0:
         shutil.rmtree(str(folder))
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -210,7 +211,11 @@ def _write(path: Path, text: str, mode: int) -> None:
 def _main() -> None:
     """Do one thing and answer with one JSON object."""
     action, arguments = sys.argv[1], json.loads(sys.argv[2])
-    actions = {"prepare": prepare, "make_runtime": make_runtime, "start_service": start_service}
+    actions: dict[str, Callable[..., dict[str, object]]] = {
+        "prepare": prepare,
+        "make_runtime": make_runtime,
+        "start_service": start_service,
+    }
     try:
         answer = actions[action](home_folder(), **arguments)
     except (OSError, RuntimeError, subprocess.SubprocessError, zipfile.BadZipFile) as error:

@@ -26,9 +26,9 @@ STEPS = (
     "connect",
     "look",
     "runtime",
+    "service",
     "plan",
     "parts",
-    "service",
     "verify",
     "engine",
     "parity",
@@ -185,6 +185,9 @@ async def flash(address: Address, parcel: Parcel, settings: FlashSettings, say: 
         progress.begin("runtime")
         runtime, how = await _provide_runtime(link, facts, platform, settings)
         progress.end("runtime", how)
+        progress.begin("service")
+        service = await bootstrap(link, settings.python, "start_service")
+        progress.end("service", f"{service['service']} service of user {service['user']}")
         launcher = f"{facts['home']}/runtimes/{runtime}/python"
         progress.begin("plan")
         if settings.trust is not None:
@@ -207,13 +210,12 @@ async def flash(address: Address, parcel: Parcel, settings: FlashSettings, say: 
         missing = {sha256: parcel.parts[sha256] for sha256 in plan["missing"]}
         progress.end("plan", f"signature good; {len(missing)} of {len(parcel.parts)} parts are missing")
         progress.begin("parts")
-        _require_room(address, facts["free_bytes"], sum(map(len, missing.values())) + sum(map(len, parcel.parts.values())))
+        _require_room(
+            address, facts["free_bytes"], sum(map(len, missing.values())) + sum(map(len, parcel.parts.values()))
+        )
         for sha256, data in missing.items():
             await link.send(data, f"{facts['home']}/incoming/{sha256}")
         progress.end("parts", f"{len(missing)} sent")
-        progress.begin("service")
-        service = await bootstrap(link, settings.python, "start_service")
-        progress.end("service", f"{service['service']} service of user {service['user']}")
         await link.ask(_device(launcher, "install"), offer, _follower(progress))
         return progress.result("installed")
 
@@ -253,9 +255,7 @@ async def _provide_runtime(
     _require_room(link.address, facts["free_bytes"], _UNPACKED_OVER_PACKED * size)
     for sha256, data in missing.items():
         await link.send(data, f"{facts['home']}/incoming/{sha256}")
-    made = await bootstrap(
-        link, settings.python, "make_runtime", wheels=sorted(named), interpreter=facts["executable"]
-    )
+    made = await bootstrap(link, settings.python, "make_runtime", wheels=sorted(named), interpreter=facts["executable"])
     came = f"{len(missing)} of {len(named)} wheels sent" if missing else "there already"
     return made["runtime"], f"meliad-edge {made['version']}, {came}"
 

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from meliad_edge.device.slots import Home, SlotName, Trial, read_record, write_record
-from meliad_edge.errors import DeviceError
 
 State = Literal["starting", "running", "waiting", "ended"]
 
@@ -151,7 +150,9 @@ class _Watch:
         self.home.update_trial(trial.model_copy(update={"failures": failures}))
         if failures < _MOST_FAILURES:
             return False
-        self.home.go_back(f"watch failed {failures} times on probation, last with exit code {code}: {_last_line(self.home)}")
+        self.home.go_back(
+            f"watch failed {failures} times on probation, last with exit code {code}: {_last_line(self.home)}"
+        )
         return True
 
     def _pause(self, seconds: float) -> None:
@@ -178,7 +179,7 @@ def log_file(home: Home) -> Path:
     return home.folder / "watch.log"
 
 
-def _open_log(home: Home):  # type: ignore[no-untyped-def]
+def _open_log(home: Home) -> IO[bytes]:
     path = log_file(home)
     if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
         path.replace(path.with_name("watch.log.1"))

@@ -141,7 +141,7 @@ class Home:
                     break
                 except BlockingIOError as error:
                     if left == 0:
-                        msg = f"{self.folder / name} is held: another flash or rollback is under way; wait until it ends"
+                        msg = f"{self.folder / name} is held: another flash or rollback is under way; wait for it"
                         raise DeviceError(msg) from error
                     time.sleep(_LOCK_PAUSE_S)
             yield
@@ -181,9 +181,7 @@ class Home:
 
     def switch(self, name: SlotName, probation_s: float) -> None:
         """Make a slot the current one, on probation."""
-        write_record(
-            self.folder / "trial.json", Trial(slot=name, previous=self.current(), probation_s=probation_s)
-        )
+        write_record(self.folder / "trial.json", Trial(slot=name, previous=self.current(), probation_s=probation_s))
         self._point(name)
 
     def update_trial(self, trial: Trial) -> None:

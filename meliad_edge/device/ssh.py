@@ -59,36 +59,18 @@ class Link:
         self.sent_bytes = 0
         self._connection = connection
 
-    async def run(self, command: str, data: bytes = b"") -> tuple[int, str, str]:
-        """Run a shell command.
-
-        Args:
-            command: For the device's shell.
-            data: Its standard input.
-
-        Returns:
-            Exit code, output and error output.
-
-        Raises:
-            DeviceError: The link was lost.
-        """
-        with _classified(self.address):
-            done = await self._connection.run(command, input=data, encoding=None, check=False)
-        code = done.returncode
-        if code is None:
-            raise _lost(self.address)
-        return code, _text(done.stdout), _text(done.stderr)
-
-    async def ask(self, command: str, data: bytes = b"", on_line: Callable[[dict[str, Any]], None] | None = None) -> Any:
+    async def ask(
+        self, command: str, data: bytes = b"", on_line: Callable[[dict[str, Any]], None] | None = None
+    ) -> Any:
         """Run a command that answers in JSON lines.
 
         Args:
             command: For the device's shell.
             data: Its standard input.
-            on_line: Takes each line but the last, as it comes.
+            on_line: Takes each line about a step, as it comes.
 
         Returns:
-            The last line.
+            The line that is about none.
 
         Raises:
             MeliadError: What the device says went wrong, as its own error.
@@ -100,15 +82,16 @@ class Link:
                 process.stdin.write(data)
                 process.stdin.write_eof()
                 async for line in process.stdout:
-                    if not line.strip():
-                        continue
-                    if answer is not None and on_line is not None:
-                        on_line(answer)
-                    answer = _parse(line)
+                    value = _parse(line)
+                    if on_line is not None and isinstance(value, dict) and "step" in value:
+                        on_line(value)
+                    else:
+                        answer = value or answer
                 complaint = _text(await process.stderr.read())
                 done = await process.wait()
         if done.returncode is None and done.exit_signal is None:
             raise _lost(self.address)
+        self.sent_bytes += len(data)
         if isinstance(answer, dict) and "error" in answer:
             raise _error_of(answer.get("code"))(f"{self.address}: {answer['error']}")
         if answer is None or done.returncode != 0:
@@ -192,7 +175,9 @@ class _classified:
                 f"compare it on the device, then: ssh-keyscan {port}{address.host} >> ~/.ssh/known_hosts"
             )
         elif isinstance(error, asyncssh.PermissionDenied):
-            msg = f"{address}: lets nobody in with our keys ({_reason(error)}); try: ssh-copy-id {port}{_login(address)}"
+            msg = (
+                f"{address}: lets nobody in with our keys ({_reason(error)}); try: ssh-copy-id {port}{_login(address)}"
+            )
         elif isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | BrokenPipeError):
             raise _lost(address) from error
         elif isinstance(error, TimeoutError | asyncio.TimeoutError):
@@ -213,12 +198,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _lost(address: Address) -> DeviceError:
-    return DeviceError(f"{address}: the link was lost; what runs there goes on, ask it with: meliad-edge status {address}")
+    return DeviceError(
+        f"{address}: the link was lost; what runs there goes on, ask it with: meliad-edge status {address}"
+    )
 
 
-def _no_answer(
-    address: Address, command: str, done: asyncssh.SSHCompletedProcess, complaint: str
-) -> DeviceError:
+def _no_answer(address: Address, command: str, done: asyncssh.SSHCompletedProcess, complaint: str) -> DeviceError:
     last = (complaint.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     if done.exit_signal is not None:
         last = f"killed by SIG{done.exit_signal[0]}"
