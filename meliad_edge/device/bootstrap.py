@@ -120,18 +120,22 @@ def make_runtime(home: Path, wheels: list[str], interpreter: str) -> dict[str, o
     script = "\n".join(lines) + "\n"
     identity = hashlib.sha256(script.encode()).hexdigest()[:16]
     folder = home / "runtimes" / identity
-    launcher = folder / "python"
-    if not launcher.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "wheels.json", json.dumps(wheels), 0o644)
-        _write(launcher, script, 0o755)
-    check = [str(launcher), "-c", "import meliad_edge.runtime.load as _, meliad_edge as m; print(m.__version__)"]
+    launcher, untried = folder / "python", folder / "untried"
+    if wheels and launcher.exists():
+        return {"runtime": identity, "version": (folder / "version").read_text()}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "wheels.json", json.dumps(wheels), 0o644)
+    _write(untried, script, 0o755)
+    check = [str(untried), "-c", "import meliad_edge.runtime.load as _, meliad_edge as m; print(m.__version__)"]
     done = subprocess.run(check, capture_output=True, text=True)
     if done.returncode != 0:
-        shutil.rmtree(str(folder))
+        untried.unlink()
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"meliad-edge does not start with {interpreter}: {reason}")
-    return {"runtime": identity, "version": done.stdout.strip()}
+    version = done.stdout.strip()
+    _write(folder / "version", version, 0o644)
+    untried.replace(launcher)
+    return {"runtime": identity, "version": version}
 
 
 def start_service(home: Path) -> dict[str, object]:

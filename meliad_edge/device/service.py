@@ -20,6 +20,7 @@ State = Literal["starting", "running", "waiting", "ended"]
 
 _MOST_FAILURES = 3
 _POLL_S = 0.1
+_TRIAL_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STOP_S = 10.0
 _MAX_LOG_BYTES = 4 * 1024 * 1024
@@ -123,7 +124,7 @@ class _Watch:
             self._note("waiting")
             if trial is not None and self._give_up(trial, code):
                 return
-            self._pause(1.0 if trial is not None else min(2.0 ** (self.restarts - 1), _LONGEST_PAUSE_S))
+            self._pause(_TRIAL_PAUSE_S if trial is not None else min(2.0 ** (self.restarts - 1), _LONGEST_PAUSE_S))
 
     def _run_once(self) -> int | None:
         """Exit code of the watch; None when the service was asked to stop."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,11 @@ class Link:
         command = f"umask 022; cat > {partial} && {check} && mv {partial} {final} || {{ rm -f {partial}; exit 1; }}"
         with _classified(self.address):
             async with self._connection.create_process(command, encoding=None) as process:
-                for at in range(0, len(data), _CHUNK_BYTES):
-                    process.stdin.write(data[at : at + _CHUNK_BYTES])
-                    await process.stdin.drain()
-                process.stdin.write_eof()
+                with suppress(BrokenPipeError):  # it has ended early; why, is in what follows
+                    for at in range(0, len(data), _CHUNK_BYTES):
+                        process.stdin.write(data[at : at + _CHUNK_BYTES])
+                        await process.stdin.drain()
+                    process.stdin.write_eof()
                 complaint = _text(await process.stderr.read())
                 done = await process.wait()
         if done.returncode is None:
@@ -175,9 +176,7 @@ class _classified:
                 f"compare it on the device, then: ssh-keyscan {port}{address.host} >> ~/.ssh/known_hosts"
             )
         elif isinstance(error, asyncssh.PermissionDenied):
-            msg = (
-                f"{address}: lets nobody in with our keys ({_reason(error)}); try: ssh-copy-id {port}{_login(address)}"
-            )
+            msg = f"{address}: our keys do not let us in ({_reason(error)}); try: ssh-copy-id {port}{_login(address)}"
         elif isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | BrokenPipeError):
             raise _lost(address) from error
         elif isinstance(error, TimeoutError | asyncio.TimeoutError):

@@ -121,6 +121,7 @@ class SshDevice:
     folder: Path
     port: int
     server: subprocess.Popen[bytes]
+    booted: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def home(self) -> Home:
@@ -151,6 +152,8 @@ class SshDevice:
                 except ProcessLookupError:
                     continue
             time.sleep(0.01)
+        while self.booted:
+            self.booted.pop().wait()
 
     def cut_links(self) -> None:
         """The sessions of its SSH server end; what they started goes on."""
@@ -163,14 +166,8 @@ class SshDevice:
         """What systemd or a crontab does after the power came back."""
         serve = self.home.folder / "serve"
         if serve.exists():
-            subprocess.Popen(
-                [serve],
-                env=self.environment | {"PATH": os.environ["PATH"]},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            environment = self.environment | {"PATH": os.environ["PATH"]}
+            self.booted.append(subprocess.Popen([serve], env=environment, start_new_session=True))
 
     def running(self) -> tuple[str, int] | None:
         """Name and version of the current model, which must open; None where there is none."""
