@@ -90,12 +90,13 @@ def device(
     os.setxattr(hidden, "trusted.overlay.opaque", b"y")
     run = ROOT / "scripts" / "run_in_aarch64_root.sh"
     options = ("-D", "-e", "-o", "UsePAM=no", "-o", "StrictModes=no", "-o", "PermitRootLogin=yes")
-    server = subprocess.Popen(
-        ["ip", "netns", "exec", network, run, aarch64_root, folder, "/usr/sbin/sshd", *options],
-        stderr=(folder / "sshd.log").open("wb"),
-        env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"},
-        start_new_session=True,
-    )
+    with (folder / "sshd.log").open("wb") as log:
+        server = subprocess.Popen(
+            ["ip", "netns", "exec", network, run, aarch64_root, folder, "/usr/sbin/sshd", *options],
+            stderr=log,
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"},
+            start_new_session=True,
+        )
     host_key = (aarch64_root / "etc" / "ssh" / "ssh_host_ed25519_key.pub").read_text().split()
     (home / ".ssh" / "known_hosts").write_text(f"{ADDRESS['device']} {host_key[0]} {host_key[1]}\n")
     (home / ".ssh" / "config").write_text(f"Host jetson\n  HostName {ADDRESS['device']}\n  User root\n")
