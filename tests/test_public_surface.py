@@ -22,7 +22,7 @@ else:
 ROOT = Path(__file__).parents[1]
 VERBS = [
     "demo", "fit", "evaluate", "calibrate", "export", "build", "check", "threshold", "predict", "watch", "bench",
-    "doctor",
+    "flash", "rollback", "status", "logs", "doctor",
 ]  # fmt: skip
 GROUPS = ["keys"]
 REPORTING = [verb for verb in VERBS if verb != "demo"]

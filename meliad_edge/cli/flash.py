@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meliad_edge.cli.options import HostOrFleet, Json, KnownHosts
+from meliad_edge.cli.options import Json, KnownHosts
 from meliad_edge.cli.output import print_json, print_table, require_extra, say
-from meliad_edge.errors import PartialFailureError, UsageError
+from meliad_edge.errors import DeviceError, PartialFailureError, UsageError
 
 if TYPE_CHECKING:
     from meliad_edge.device.flash import FlashSettings, Parcel
@@ -22,8 +24,15 @@ _LONG_STEPS = ("runtime", "parts", "engine", "probation")
 
 
 def command(
-    host: HostOrFleet,
-    model: Annotated[Path, typer.Argument(metavar="MODEL.meliad", help="Signed bundle.", show_default=False)],
+    host: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="HOST", help="[USER@]HOST[:PORT] as for ssh, or FLEET.toml, an inventory.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL.meliad", help="Signed bundle.", show_default=False)
+    ] = None,
     source: Annotated[
         list[str] | None,
         typer.Option(help="What the device shall watch; may be repeated.  [default: what it watches]"),
@@ -47,9 +56,23 @@ def command(
     ] = False,
     known_hosts: KnownHosts = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Page about the flash of a fleet.")] = None,
+    os: Annotated[
+        str | None,
+        typer.Option(metavar="BOARD", help="Instead: show NVIDIA's command for the system of orin-nano or agx-orin."),
+    ] = None,
+    jetson_linux: Annotated[Path, typer.Option(metavar="DIR", help="With --os: the unpacked Linux_for_Tegra.")] = Path(
+        "Linux_for_Tegra"
+    ),
+    run: Annotated[bool, typer.Option("--run", help="With --os: run it; everything on the board is lost.")] = False,
     json: Json = False,
 ) -> None:
     """Put a signed bundle into use on a device; it goes back by itself if the bundle fails there."""
+    if os is not None:
+        _flash_os(os, jetson_linux, run, json)
+        return
+    if host is None or model is None:
+        msg = "name the device and the bundle: meliad-edge flash HOST MODEL.meliad"
+        raise UsageError(msg)
     require_extra("asyncssh", "deploy")
     from meliad_edge.device.flash import FlashSettings, Parcel
 
@@ -85,6 +108,29 @@ def _flash_one(host: str, parcel: Parcel, settings: FlashSettings, json: bool) -
     )
     if json:
         print_json({"host": host, "name": parcel.manifest.name, "version": parcel.manifest.version, **asdict(result)})
+
+
+def _flash_os(board: str, jetson_linux: Path, run: bool, json: bool) -> None:
+    """The operating system is NVIDIA's to flash: say how, and do it only when asked to."""
+    from meliad_edge.device.recovery import compose_command, find_board, require_ready
+
+    command = compose_command(board)
+    found = find_board()
+    say("system", "flashed by NVIDIA's own tool, over USB, with the board in recovery mode; all on it is lost")
+    say("board", f"{found or 'none'} in recovery mode")
+    say("command", f"cd {shlex.quote(str(jetson_linux))} && {shlex.join(command)}")
+    if json:
+        print_json({"board": board, "in_recovery_mode": found, "command": command, "run": run})
+    if not run:
+        say("not run", "add --run to run it      then: meliad-edge flash HOST MODEL.meliad")
+        return
+    require_ready(board, jetson_linux)
+    code = subprocess.run(command, cwd=jetson_linux).returncode
+    if code != 0:
+        msg = (
+            f"NVIDIA's tool ended with exit code {code}; its messages above say why, the board is not usable until then"
+        )
+        raise DeviceError(msg)
 
 
 def _say_step(step: str, text: str) -> None:

@@ -7,6 +7,7 @@ wheels that changed travel. A runtime is a shell script that starts Python with 
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ ExecStart={home}/serve
 Restart=always
 RestartSec=2
 User={user}
-SupplementaryGroups=video render
+SupplementaryGroups={groups}
 UMask=0077
 NoNewPrivileges=yes
 ProtectSystem=strict
@@ -42,7 +43,6 @@ ProtectKernelTunables=yes
 ProtectKernelModules=yes
 ProtectKernelLogs=yes
 ProtectControlGroups=yes
-ProtectClock=yes
 ProtectHostname=yes
 ProtectProc=invisible
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
@@ -66,8 +66,7 @@ cd {home} || exit 1
 exec 9>serve.lock
 flock --nonblock 9 || exit 0
 while :; do
-    [ ! -x current/python ] || current/python -m meliad_edge.device run 9>&-
-    sleep 1 9>&-
+    {{ [ -x current/python ] && current/python -m meliad_edge.device run; }} 9>&- || sleep 1 9>&-
 done
 """
 
@@ -135,6 +134,7 @@ def make_runtime(home: Path, wheels: list[str], interpreter: str) -> dict[str, o
     version = done.stdout.strip()
     _write(folder / "version", version, 0o644)
     untried.replace(launcher)
+    _hand_over(home, folder.parent)
     return {"runtime": identity, "version": version}
 
 
@@ -143,8 +143,7 @@ def start_service(home: Path) -> dict[str, object]:
     _write(home / "serve", SERVE.format(home=f"'{home}'"), 0o755)
     if os.geteuid() == 0 and _has_systemd():
         user = pwd.getpwuid(home.stat().st_uid).pw_name
-        protect_home = "read-only" if str(home).startswith(("/home/", "/root/")) else "yes"
-        _write(_UNIT_FILE, UNIT.format(home=home, user=user, protect_home=protect_home), 0o644)
+        _write(_UNIT_FILE, make_unit(home, user), 0o644)
         for command in (["daemon-reload"], ["enable", "--quiet", "--now", "meliad-edge.service"]):
             subprocess.run(["systemctl", *command], check=True)
         return {"service": "systemd", "user": user}
@@ -156,6 +155,13 @@ def start_service(home: Path) -> dict[str, object]:
     return {"service": "plain", "user": pwd.getpwuid(os.geteuid()).pw_name}
 
 
+def make_unit(home: Path, user: str) -> str:
+    """The systemd unit of the watch service."""
+    cameras_and_gpu = {group.gr_name for group in grp.getgrall()} & {"video", "render"}
+    protect_home = "read-only" if str(home).startswith(("/home/", "/root/")) else "yes"
+    return UNIT.format(home=home, user=user, groups=" ".join(sorted(cameras_and_gpu)), protect_home=protect_home)
+
+
 def _unpack_wheel(home: Path, sha256: str) -> None:
     """Unpack one wheel; the folder has its name only when it is complete."""
     target, wheel = home / "wheels" / sha256, home / "incoming" / sha256
@@ -165,6 +171,7 @@ def _unpack_wheel(home: Path, sha256: str) -> None:
         wheel.unlink()
         raise RuntimeError(f"wheel {sha256[:12]} was damaged on its way; flash again")
     target.parent.mkdir(exist_ok=True)
+    _hand_over(home, target.parent, deep=False)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=str(target.parent)))
     try:
         with zipfile.ZipFile(str(wheel)) as archive:
@@ -173,6 +180,7 @@ def _unpack_wheel(home: Path, sha256: str) -> None:
             for file in [*data.glob("purelib/*"), *data.glob("platlib/*")]:
                 file.rename(partial / file.name)
         partial.chmod(0o755)
+        _hand_over(home, partial)
         os.sync()
         partial.rename(target)
     except BaseException:
@@ -191,6 +199,14 @@ def _own(home: Path) -> None:
         entry = pwd.getpwnam(_SERVICE_USER)
     for folder in (home, home / "incoming"):
         os.chown(str(folder), entry.pw_uid, entry.pw_gid)
+
+
+def _hand_over(home: Path, folder: Path, deep: bool = True) -> None:
+    """Give what root has made to the user that owns the folder of meliad-edge."""
+    if os.geteuid() == 0:
+        owner = home.stat()
+        for path in [folder, *(folder.rglob("*") if deep else ())]:
+            os.chown(str(path), owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _has_systemd() -> bool:

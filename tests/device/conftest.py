@@ -229,15 +229,6 @@ MakeBundle = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small_run: Path, invoke: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle at 64 pixels, which is quicker. Read only."""
-    path = tmp_path_factory.mktemp("export-small") / "metal.meliad"
-    outcome = invoke("export", small_run, "--out", path)
-    assert outcome.code == 0, outcome.err
-    return path
-
-
-@pytest.fixture(scope="session")
 def make_bundle(small_bundle: Path, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
     """Releases of one model, signed."""
     folder = tmp_path_factory.mktemp("releases")
