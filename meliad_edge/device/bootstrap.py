@@ -119,7 +119,7 @@ def make_runtime(home: Path, wheels: list[str], interpreter: str) -> dict[str, o
     script = "\n".join(lines) + "\n"
     identity = hashlib.sha256(script.encode()).hexdigest()[:16]
     folder = home / "runtimes" / identity
-    launcher, untried = folder / "python", folder / "untried"
+    launcher, untried = folder / "python", folder / f"untried-{os.getpid()}"
     if wheels and launcher.exists():
         return {"runtime": identity, "version": (folder / "version").read_text()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def _names(folder: Path) -> list[str]:
 
 def _write(path: Path, text: str, mode: int) -> None:
     """Write a file that is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f".{path.name}-{os.getpid()}")  # two flashes may write it at once
     with partial.open("w") as file:
         file.write(text)
         file.flush()

@@ -213,8 +213,7 @@ async def flash(address: Address, parcel: Parcel, settings: FlashSettings, say: 
         _require_room(
             address, facts["free_bytes"], sum(map(len, missing.values())) + sum(map(len, parcel.parts.values()))
         )
-        for sha256, data in missing.items():
-            await link.send(data, f"{facts['home']}/incoming/{sha256}")
+        await link.send(missing, f"{facts['home']}/incoming")
         progress.end("parts", f"{len(missing)} sent")
         await link.ask(_device(launcher, "install"), offer, _follower(progress))
         return progress.result("installed")
@@ -253,8 +252,7 @@ async def _provide_runtime(
     missing = {sha256: data for sha256, data in named.items() if sha256 not in (*facts["wheels"], *facts["incoming"])}
     size = sum(map(len, missing.values()))
     _require_room(link.address, facts["free_bytes"], _UNPACKED_OVER_PACKED * size)
-    for sha256, data in missing.items():
-        await link.send(data, f"{facts['home']}/incoming/{sha256}")
+    await link.send(missing, f"{facts['home']}/incoming")
     made = await bootstrap(link, settings.python, "make_runtime", wheels=sorted(named), interpreter=facts["executable"])
     came = f"{len(missing)} of {len(named)} wheels sent" if missing else "there already"
     return made["runtime"], f"meliad-edge {made['version']}, {came}"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import shlex
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,13 @@ _CONNECT_S = 15.0
 _KEEP_ALIVE_S = 5.0
 _KEEP_ALIVES_LOST = 3
 _CHUNK_BYTES = 256 * 1024
+# Reads "SHA-256 size" lines, each followed by so many bytes; $$ differs for two that send the same at once.
+_RECEIVE = """\
+while read -r name size; do
+    head -c "$size" > ".$name.$$" && [ "$(sha256sum < ".$name.$$")" = "$name  -" ] && mv ".$name.$$" "$name" ||
+        { rm -f ".$name.$$"; exit 1; }
+done
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,34 +104,35 @@ class Link:
             raise _no_answer(self.address, command, done, complaint)
         return answer
 
-    async def send(self, data: bytes, path: str) -> None:
-        """Send a file that has its name only when it is complete.
+    async def send(self, files: Mapping[str, bytes], folder: str) -> None:
+        """Send files, each under its SHA-256; it has that name only when it is complete.
+
+        Args:
+            files: Contents by SHA-256.
+            folder: Of the device.
 
         Raises:
-            DeviceError: It cannot be written there, or the link was lost.
+            DeviceError: One cannot be written there, or the link was lost.
         """
-        sha256 = hashlib.sha256(data).hexdigest()
-        folder, _, name = path.rpartition("/")
-        partial, final = (shlex.quote(p) for p in (f"{folder}/.{name}.$$", path))
-        partial = partial.replace("'", '"')  # $$ is the shell's own number, different for two that send at once
-        check = f'[ "$(sha256sum < {partial})" = "{sha256}  -" ]'
-        command = f"umask 022; cat > {partial} && {check} && mv {partial} {final} || {{ rm -f {partial}; exit 1; }}"
+        command = f"umask 022; cd {shlex.quote(folder)} || exit 1; {_RECEIVE}"
         with _classified(self.address):
             async with self._connection.create_process(command, encoding=None) as process:
                 with suppress(BrokenPipeError):  # it has ended early; why, is in what follows
-                    for at in range(0, len(data), _CHUNK_BYTES):
-                        process.stdin.write(data[at : at + _CHUNK_BYTES])
-                        await process.stdin.drain()
+                    for sha256, data in files.items():
+                        process.stdin.write(f"{sha256} {len(data)}\n".encode())
+                        for at in range(0, len(data), _CHUNK_BYTES):
+                            process.stdin.write(data[at : at + _CHUNK_BYTES])
+                            await process.stdin.drain()
                     process.stdin.write_eof()
-                complaint = _text(await process.stderr.read())
+                complaint = _text(await process.stderr.read()).strip()
                 done = await process.wait()
         if done.returncode is None:
             raise _lost(self.address)
         if done.returncode != 0:
-            reason = complaint.strip().splitlines()[-1].rpartition(": ")[2] if complaint.strip() else "it was damaged"
-            msg = f"{self.address}: {path} cannot be written ({reason}); nothing else was changed, make room there"
+            reason = complaint.splitlines()[-1].rpartition(": ")[2] if complaint else "a file was damaged on its way"
+            msg = f"{self.address}: {folder} cannot be written ({reason}); what runs was not changed, make room there"
             raise DeviceError(msg)
-        self.sent_bytes += len(data)
+        self.sent_bytes += sum(map(len, files.values()))
 
 
 @asynccontextmanager

@@ -202,7 +202,9 @@ def make_device(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) ->
         run_tool("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "host_key")
         port = free_port()
         device = SshDevice(name, folder, port, subprocess.Popen(["true"]))
-        settings = " ".join(f'"{key}={value}"' for key, value in (device.environment | environment).items())
+        # At this level bash leaves out ~/.bashrc, which is this machine's and not the device's.
+        variables = {"SHLVL": "2"} | device.environment | environment
+        settings = " ".join(f'"{key}={value}"' for key, value in variables.items())
         configuration = folder / "sshd_config"
         configuration.write_text(
             f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"

@@ -122,3 +122,20 @@ def test_records_are_for_their_owner_alone(home: Home) -> None:
     file = home.slot_folder("a") / "slot.json"
     assert file.stat().st_mode & 0o077 == 0
     assert read_record(file, Slot) is not None
+
+
+def test_root_becomes_the_user_that_owns_the_folder(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    os.chown(tmp_path, 12345, 12346)
+    program = (
+        "import os; from meliad_edge.device.__main__ import _leave_root; from meliad_edge.device.slots import "
+        "device_home; _leave_root(device_home()); print(os.getuid(), os.geteuid(), os.getgid(), os.getgroups())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MELIAD_EDGE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout == "12345 12345 12346 []\n", done.stderr

@@ -19,6 +19,7 @@ from meliad_edge.bundle import release
 from meliad_edge.signing import make_key
 
 ROOT = Path(__file__).parents[2]
+USER, UID = "edge", 1000
 ADDRESS = {"here": "10.203.117.1", "device": "10.203.117.2"}
 
 pytestmark = pytest.mark.workshop
@@ -42,8 +43,12 @@ class ArmDevice:
     public_key: Path
     wheels: Path
 
+    @property
+    def home(self) -> Path:
+        return self.files / "home" / USER / ".local" / "share" / "meliad-edge"
+
     def versions(self) -> dict[str, int]:
-        slots = self.files.glob("opt/meliad-edge/slots/[ab]/slot.json")
+        slots = self.home.glob("slots/[ab]/slot.json")
         return {path.parent.name: json.loads(path.read_text())["version"] for path in slots}
 
 
@@ -76,20 +81,26 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def device(
     network: str, aarch64_root: Path, aarch64_wheel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ArmDevice]:
-    """The device as it comes: Python and an SSH server, nothing of ours and none of our dependencies."""
+    """The device as it comes: Python, an SSH server and a user without rights, nothing of what we need."""
     folder = tmp_path_factory.mktemp("arm-device")
     home = tmp_path_factory.mktemp("arm-workshop")
     (home / ".ssh").mkdir(mode=0o700)
     run_tool("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / ".ssh" / "id_ed25519")
     files = folder / "files"
-    (files / "root" / ".ssh").mkdir(parents=True, mode=0o700)
-    shutil.copy(home / ".ssh" / "id_ed25519.pub", files / "root" / ".ssh" / "authorized_keys")
+    login = files / "home" / USER
+    (login / ".ssh").mkdir(parents=True, mode=0o700)
+    shutil.copy(home / ".ssh" / "id_ed25519.pub", login / ".ssh" / "authorized_keys")
+    for path in (login, *login.rglob("*")):
+        os.chown(path, UID, UID)
+    (files / "etc").mkdir()
+    accounts = (aarch64_root / "etc" / "passwd").read_text()
+    (files / "etc" / "passwd").write_text(f"{accounts}{USER}:*:{UID}:{UID}::/home/{USER}:/bin/sh\n")
     # The root has the dependencies for other tests; this device lacks them: an opaque folder hides those below.
     hidden = files / "usr" / "local" / "lib" / "python3.11" / "dist-packages"
     hidden.mkdir(parents=True)
     os.setxattr(hidden, "trusted.overlay.opaque", b"y")
     run = ROOT / "scripts" / "run_in_aarch64_root.sh"
-    options = ("-D", "-e", "-o", "UsePAM=no", "-o", "StrictModes=no", "-o", "PermitRootLogin=yes")
+    options = ("-D", "-e", "-o", "UsePAM=no")
     with (folder / "sshd.log").open("wb") as log:
         server = subprocess.Popen(
             ["ip", "netns", "exec", network, run, aarch64_root, folder, "/usr/sbin/sshd", *options],
@@ -99,7 +110,7 @@ def device(
         )
     host_key = (aarch64_root / "etc" / "ssh" / "ssh_host_ed25519_key.pub").read_text().split()
     (home / ".ssh" / "known_hosts").write_text(f"{ADDRESS['device']} {host_key[0]} {host_key[1]}\n")
-    (home / ".ssh" / "config").write_text(f"Host jetson\n  HostName {ADDRESS['device']}\n  User root\n")
+    (home / ".ssh" / "config").write_text(f"Host jetson\n  HostName {ADDRESS['device']}\n  User {USER}\n")
     deadline = time.monotonic() + 60
     while "Server listening" not in (folder / "sshd.log").read_text():
         assert server.poll() is None and time.monotonic() < deadline, (folder / "sshd.log").read_text()
@@ -131,7 +142,7 @@ def test_doctor_looks_at_a_device_before_its_first_contact(device: ArmDevice, in
     assert "2 required part(s) missing: ONNX Runtime, OpenCV" in outcome.error_line
     facts = {fact["name"]: fact["value"] for fact in outcome.json["facts"]}
     assert facts["system"].endswith(", aarch64")
-    assert not (device.files / "opt").exists()
+    assert not device.home.exists()
 
 
 def test_first_contact_brings_everything(device: ArmDevice, invoke: Any, releases: dict[int, Path]) -> None:
@@ -142,20 +153,21 @@ def test_first_contact_brings_everything(device: ArmDevice, invoke: Any, release
     assert "aarch64" in steps["look"]["text"]
     assert steps["runtime"]["sent_bytes"] > 30_000_000
     assert steps["parity"]["text"].startswith("onnxruntime-cpu+kernel (golden): 8 frames, 0 label flips")
-    assert "meliad-edge" in {path.name for path in (device.files / "opt").iterdir()}
+    assert steps["service"]["text"] == f"plain service of user {USER}"
+    assert {path.lstat().st_uid for path in device.home.rglob("*")} == {UID}
 
 
 def test_a_video_is_watched_there(device: ArmDevice, invoke: Any, releases: dict[int, Path], texture_set: Path) -> None:
     """The second flash sends no part of the model and no wheel; its watch scores every frame."""
     import cv2
 
-    video = device.files / "root" / "line.avi"
+    video = device.files / "home" / USER / "line.avi"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 12, (128, 128))
     for name in ("good/000", "scratch/000", "good/001"):
         for _ in range(4):
             writer.write(cv2.imread(str(texture_set / "test" / f"{name}.png")))
     writer.release()
-    options = ("--wheels", device.wheels, "--source", "/root/line.avi", "--probation", 120, "--json")
+    options = ("--wheels", device.wheels, "--source", f"/home/{USER}/line.avi", "--probation", 120, "--json")
     outcome = invoke("flash", "jetson", releases[2], *options)
     assert outcome.code == 0, outcome.err
     assert outcome.json["sent_bytes"] < 100_000
