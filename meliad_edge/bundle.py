@@ -75,6 +75,9 @@ class Manifest(BaseModel):
             always one of them.
         licence: Of the images it contains, as far as known.
         notes: What whoever trained the model says of its data.
+        version: Grows with every release of the model; flashing refuses a lower one than the device has.
+        latency_budget_ms: Largest 95th percentile from a frame in memory to the decision that a device may need; None
+            accepts any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -92,6 +95,8 @@ class Manifest(BaseModel):
     dataset: str = Field(max_length=200)
     licence: str = Field(max_length=200)
     notes: str = Field(default="", max_length=2000)
+    version: int = Field(default=0, ge=0)
+    latency_budget_ms: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     train_normals: int = Field(ge=0)
     shots: int = Field(ge=0)
     parts: dict[str, Part] = Field(default_factory=dict)
@@ -201,17 +206,49 @@ def write_bundle(
             }
         }
     )
+    described = _to_json(manifest.model_dump(mode="json"))
+    pack(path, Signed(described, None if sign is None else sign(described)), contents)
+    return manifest
+
+
+def release(
+    path: Path,
+    *,
+    version: int | None = None,
+    latency_budget_ms: float | None = None,
+    sign: Callable[[bytes], bytes] | None = None,
+) -> Manifest:
+    """Give a bundle its version and its budget, and sign it.
+
+    Args:
+        path: The bundle, which is replaced.
+        version: Of the model; None keeps what it has.
+        latency_budget_ms: Of the model; None keeps what it has.
+        sign: Gives the signature of the new manifest; None leaves the bundle unsigned.
+
+    Raises:
+        BundleError: It cannot be opened.
+    """
+    manifest, _, parts = read_parts(path)
+    changes = {"version": version, "latency_budget_ms": latency_budget_ms}
+    fields = manifest.model_dump() | {key: value for key, value in changes.items() if value is not None}
+    manifest = Manifest.model_validate(fields)
+    described = _to_json(manifest.model_dump(mode="json"))
+    pack(path, Signed(described, None if sign is None else sign(described)), parts)
+    return manifest
+
+
+def pack(path: Path, signed: Signed, parts: Mapping[str, bytes]) -> None:
+    """Put the file together; the same parts give the same bytes, and it appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with zipfile.ZipFile(partial, "w", compression=zipfile.ZIP_STORED) as archive:
-        described = _to_json(manifest.model_dump(mode="json"))
-        archive.writestr(_entry("manifest.json"), described)
-        if sign is not None:
-            archive.writestr(_entry("manifest.sig"), sign(described))
-        for name, data in sorted(contents.items()):
+        archive.writestr(_entry("manifest.json"), signed.manifest)
+        if signed.signature is not None:
+            archive.writestr(_entry("manifest.sig"), signed.signature)
+        for name, data in sorted(parts.items()):
             archive.writestr(_entry(name), data)
     partial.replace(path)
-    return manifest
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -220,9 +257,26 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: The file is missing, not a bundle, of an unknown version, damaged, or unsafe.
     """
+    manifest, signed, parts = read_parts(path)
+    try:
+        return _assemble(path, manifest, signed, parts)
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, ImageError) as error:
+        msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {_printable(error)}); export it again"
+        raise BundleError(msg) from error
+
+
+def read_parts(path: Path) -> tuple[Manifest, Signed, dict[str, bytes]]:
+    """Read a bundle as its parts, each of which matches its digest; what they hold is not looked at.
+
+    Returns:
+        The manifest, its bytes with their signature, and every other part by name.
+
+    Raises:
+        BundleError: The file is missing, not a bundle, of an unknown version, or damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            contents = _read_parts(archive, path)
+            contents = _read_archive(archive, path)
     except FileNotFoundError as error:
         msg = f"{path}: no such bundle; make one with: meliad-edge export RUN --out {path.name}"
         raise BundleError(msg) from error
@@ -230,11 +284,8 @@ def open_bundle(path: Path) -> Bundle:
         msg = f"{path}: not a readable .meliad bundle ({_printable(error)}); copy it again or export it again"
         raise BundleError(msg) from error
     manifest = _verify(contents, path)
-    try:
-        return _assemble(path, manifest, contents)
-    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, ImageError) as error:
-        msg = f"{path}: bundle is inconsistent ({type(error).__name__}: {_printable(error)}); export it again"
-        raise BundleError(msg) from error
+    signed = Signed(contents.pop("manifest.json"), contents.pop("manifest.sig", None))
+    return manifest, signed, contents
 
 
 def require_golden(bundle: Bundle) -> tuple[GoldenFrame, ...]:
@@ -249,7 +300,7 @@ def require_golden(bundle: Bundle) -> tuple[GoldenFrame, ...]:
     return bundle.golden
 
 
-def _read_parts(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
+def _read_archive(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     entries = archive.infolist()
     if len(entries) > _MAX_PARTS:
         msg = f"{path}: {len(entries)} parts, at most {_MAX_PARTS} are allowed; this is not a bundle of ours"
@@ -309,7 +360,7 @@ def _verify(contents: Mapping[str, bytes], path: Path) -> Manifest:
     return manifest
 
 
-def _assemble(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+def _assemble(path: Path, manifest: Manifest, signed: Signed, contents: Mapping[str, bytes]) -> Bundle:
     calibration = calibrate.from_fields(json.loads(contents["calibration.json"]))
     golden_fields = json.loads(contents["golden.json"])
     maps = _decode_maps(contents["golden/maps.npy"], (len(golden_fields), *manifest.grid_hw)) if golden_fields else ()
@@ -327,7 +378,6 @@ def _assemble(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> 
     exemplars: tuple[Exemplar, ...] = ()
     if exemplar_fields:
         exemplars = from_fields(exemplar_fields, _decode_png(contents["exemplars.png"], _MAX_SHEET_PIXELS))
-    signed = Signed(contents["manifest.json"], contents.get("manifest.sig"))
     return Bundle(path, manifest, _read_models(manifest, contents), calibration, golden, exemplars, signed)
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # System packages the tests use: compilers for the kernel, an emulator for its aarch64 build and what makes a root file
-# system for it, and an RTSP server (GStreamer through the system's Python).
+# system for it, an SSH server to flash over, and an RTSP server (GStreamer through the system's Python).
 # As root they are installed; otherwise the tests that need them skip, and this says how to get them.
 set -euo pipefail
 packages=(
@@ -13,10 +13,13 @@ packages=(
   gstreamer1.0-plugins-base
   gstreamer1.0-plugins-good
   gstreamer1.0-plugins-ugly
+  iproute2
   mmdebstrap
   python3-gi
   qemu-user-static
 )
+# A running systemd would start the server at once, for everybody on the network: there the owner installs it.
+[ -d /run/systemd/system ] || packages+=(openssh-server)
 command -v dpkg-query >/dev/null || { echo "not a Debian or Ubuntu system: tests that need ${packages[*]} will skip"; exit 0; }
 missing=()
 for package in "${packages[@]}"; do

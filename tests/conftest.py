@@ -141,6 +141,15 @@ def bundle_file(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
+def small_bundle(small_run: Path, invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle at 64 pixels, which is quicker. Read only."""
+    path = tmp_path_factory.mktemp("export-small") / "metal.meliad"
+    outcome = invoke("export", small_run, "--out", path)
+    assert outcome.code == 0, outcome.err
+    return path
+
+
+@pytest.fixture(scope="session")
 def precise_export(run_folder: Path, invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What export says of the same run in every precision."""
     path = tmp_path_factory.mktemp("export-precise") / "metal.meliad"

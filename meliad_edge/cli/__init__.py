@@ -20,8 +20,12 @@ from meliad_edge.cli import (
     evaluate,
     export,
     fit,
+    flash,
     keys,
+    logs,
     predict,
+    rollback,
+    status,
     threshold,
     watch,
 )
@@ -36,7 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # In the order of the line they serve.
-for _verb in (demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, doctor):
+for _verb in (
+    *(demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch),
+    *(flash, rollback, status, logs, doctor),
+):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 

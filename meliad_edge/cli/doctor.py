@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from meliad_edge.cli.options import Json
-from meliad_edge.cli.output import print_json
+import typer
+
+from meliad_edge.cli.options import Json, KnownHosts
+from meliad_edge.cli.output import print_json, require_extra
 from meliad_edge.errors import MeliadError
 
 if TYPE_CHECKING:
@@ -16,11 +19,19 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "warn": "yellow", "missing": "red", "info": "dim"}
 
 
-def command(json: Json = False) -> None:
-    """Check this machine: versions, processor, GPU, cameras, and how to mend what is missing."""
+def command(
+    host: Annotated[
+        str | None,
+        typer.Argument(metavar="[HOST]", help="[USER@]HOST[:PORT] as for ssh.  [default: this machine]"),
+    ] = None,
+    known_hosts: KnownHosts = None,
+    python: Annotated[str, typer.Option(help="Python of the device, before it is flashed.")] = "python3",
+    json: Json = False,
+) -> None:
+    """Check a machine: versions, processor, GPU, cameras, and how to mend what is missing."""
     from meliad_edge.device.probe import probe
 
-    facts = probe()
+    facts = probe() if host is None else _ask(host, known_hosts, python)
     lacking = [fact for fact in facts if fact.required and fact.status == "missing"]
     if json:
         print_json({"ok": not lacking, "facts": [asdict(fact) for fact in facts]})
@@ -30,6 +41,17 @@ def command(json: Json = False) -> None:
         names = ", ".join(fact.name for fact in lacking)
         msg = f"{len(lacking)} required part(s) missing: {names}; run: {lacking[0].fix}"
         raise MeliadError(msg)
+
+
+def _ask(host: str, known_hosts: Path | None, python: str) -> tuple[Fact, ...]:
+    """The facts of a device."""
+    require_extra("asyncssh", "deploy")
+    from meliad_edge.device.probe import Fact
+    from meliad_edge.device.remote import ask_one, read_facts
+    from meliad_edge.device.ssh import Address
+
+    answer = ask_one(Address.parse(host), known_hosts, lambda link: read_facts(link, python))
+    return tuple(Fact(**fields) for fields in answer)
 
 
 def _print_facts(facts: tuple[Fact, ...]) -> None:

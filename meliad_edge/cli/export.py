@@ -36,11 +36,22 @@ def command(
         typer.Option(help="fp16 or int8, to carry beside fp32, or as that of the graph; may be repeated."),
     ] = None,
     sign: Annotated[str | None, typer.Option(metavar="NAME", help="Key to sign the bundle with; see keys.")] = None,
+    model_version: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Number of this release; flash refuses a lower one than the device has.  [default: 0]"
+        ),
+    ] = None,
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="MS", help="Largest p95 from frame to decision that a device may need."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a run as one .meliad bundle for a device, in every precision that decides as the run does."""
     require_extra("torch", "train")
     require_extra("onnx", "export")
+    from meliad_edge.bundle import release
     from meliad_edge.export.to_bundle import export_bundle, export_portable
     from meliad_edge.keys_folder import keys_folder
     from meliad_edge.run import load_run
@@ -49,8 +60,8 @@ def command(
     key = None if sign is None else load_key(sign, keys_folder(), datetime.date.today())
     wanted = [_parse_precision(text) for text in precision or []]
     if format == "onnx":
-        if key is not None:
-            msg = "--sign signs bundles; a plain ONNX file has no place for a signature"
+        if key is not None or model_version is not None or budget_ms is not None:
+            msg = "--sign, --model-version and --budget-ms are for bundles; a plain ONNX file has no place for them"
             raise UsageError(msg)
         if len(wanted) > 1:
             msg = f"--format onnx writes one graph, {len(wanted)} precisions are asked for; call it once for each"
@@ -61,7 +72,10 @@ def command(
         follow = "standard ONNX operators only"
     else:
         path = out or run / "model.meliad"
-        _, exported = export_bundle(load_run(run), path, wanted, None if key is None else key.sign)
+        signer = None if key is None else key.sign
+        _, exported = export_bundle(load_run(run), path, wanted, signer)
+        if model_version is not None or budget_ms is not None:
+            release(path, version=model_version, latency_budget_ms=budget_ms, sign=signer)
         say("signature", "none; make a key with: meliad-edge keys make NAME" if key is None else str(key.public))
         follow = f"next: meliad-edge predict {path} IMAGES..."
     for lowered, layers in exported.layers.items():

@@ -29,3 +29,14 @@ BundleEngine = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+KnownHosts = Annotated[
+    Path | None,
+    typer.Option("--known-hosts", metavar="FILE", help="Host keys of devices.  [default: ~/.ssh/known_hosts]"),
+]
+Host = Annotated[str, typer.Argument(metavar="HOST", help="[USER@]HOST[:PORT] as for ssh.", show_default=False)]
+HostOrFleet = Annotated[
+    str,
+    typer.Argument(
+        metavar="HOST", help="[USER@]HOST[:PORT] as for ssh, or FLEET.toml, an inventory.", show_default=False
+    ),
+]

@@ -58,6 +58,17 @@ class Fact:
     required: bool = False
 
 
+# What csi:// and v4l2:// pipelines are made of: the element, and the plugin file it is in.
+_GSTREAMER_ELEMENTS = {
+    "nvarguscamerasrc": "libgstnvarguscamerasrc.so",
+    "nvvidconv": "libgstnvvidconv.so",
+    "nvv4l2decoder": "libgstnvvideo4linux2.so",
+    "v4l2src": "libgstvideo4linux2.so",
+    "rtspsrc": "libgstrtsp.so",
+    "appsink": "libgstapp.so",
+}
+
+
 def probe(root: Path = Path("/")) -> tuple[Fact, ...]:
     """Look at this machine.
 
@@ -68,7 +79,7 @@ def probe(root: Path = Path("/")) -> tuple[Fact, ...]:
     Returns:
         Facts, those of one topic next to each other.
     """
-    return (*_system(root), *_machine(root), *_runtime(root), *_gpu(root), *_workshop(), _cameras(root))
+    return (*_system(root), *_machine(root), *_runtime(root), *_gpu(root), *_workshop(), *_cameras(root))
 
 
 def cpu_name(root: Path = Path("/")) -> str:
@@ -109,12 +120,25 @@ def _machine(root: Path) -> Iterator[Fact]:
         slow = "powersave" in governors
         fix = "sudo jetson_clocks" if _is_jetson(root) else "sudo cpupower frequency-set -g performance"
         yield Fact(topic, "governor", ", ".join(sorted(governors)), "warn" if slow else "ok", fix if slow else "")
+    yield from _cpu_clock(root)
     yield from _memory(root)
     free = shutil.disk_usage(Path.cwd()).free
     low = free < _LOW_DISK_BYTES
     fix = "du -xh --max-depth=2 ~ | sort -h | tail" if low else ""
     yield Fact(topic, "disk", f"{free / _GIB:.1f} GiB free in this folder", "warn" if low else "ok", fix)
     yield from _power(root)
+
+
+def _cpu_clock(root: Path) -> Iterator[Fact]:
+    clocks = []
+    for folder in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq")):
+        current, highest = (_read(folder / name) for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
+        if current.isdigit() and highest.isdigit():
+            clocks.append((int(current), int(highest)))
+    if clocks:
+        slowest, highest_khz = min(clocks)[0], max(highest for _, highest in clocks)
+        value = f"{slowest / 1e3:.0f} MHz at the slowest core, of {highest_khz / 1e3:.0f} MHz"
+        yield Fact("machine", "CPU clock", value)
 
 
 def _memory(root: Path) -> Iterator[Fact]:
@@ -221,6 +245,9 @@ def _gpu(root: Path) -> Iterator[Fact]:
     tensorrt_fix = "sudo apt install python3-libnvinfer" if _is_jetson(root) else "pip install tensorrt"
     for name, package, fix in (("TensorRT", "tensorrt", tensorrt_fix), ("PyCUDA", "pycuda", "pip install pycuda")):
         yield _gpu_part(name, _installed(package), "not installed", fix, bool(gpus))
+    libraries = sorted(path.name for path in root.glob("usr/lib/*/libnvinfer.so.*.*"))
+    if libraries:
+        yield Fact(topic, "TensorRT library", f"{libraries[-1].removeprefix('libnvinfer.so.')} of the system", "ok")
     rebuild = "in a checkout, with nvcc: scripts/fetch_tensorrt_headers.sh && pip install ."
     yield _gpu_part("TensorRT plugin", find_kernel_library("tensorrt"), "not built", rebuild, bool(gpus))
     yield _gpu_part("C library", find_kernel_library("c"), "not built", rebuild, bool(gpus))
@@ -284,13 +311,33 @@ def _workshop() -> Iterator[Fact]:
             yield Fact("workshop", name, value, "missing", f"pip install 'meliad-edge[{extra}]'")
 
 
-def _cameras(root: Path) -> Fact:
+def _cameras(root: Path) -> Iterator[Fact]:
     devices = sorted(root.glob("dev/video[0-9]*"), key=lambda path: int(path.name.removeprefix("video")))
     described = []
     for device in devices:
         label = _read(root / "sys/class/video4linux" / device.name / "name")
         described.append(f"/dev/{device.name}" + (f" ({label})" if label else ""))
-    return Fact("cameras", "V4L2", ", ".join(described) or "no /dev/video*; files and network cameras work")
+    yield Fact("cameras", "V4L2", ", ".join(described) or "no /dev/video*; files and network cameras work")
+    yield from _gstreamer_elements(root)
+
+
+def _gstreamer_elements(root: Path) -> Iterator[Fact]:
+    """Elements of the system's GStreamer, by their plugin files: nothing is started."""
+    plugins = {path.name for path in root.glob("usr/lib/*/gstreamer-1.0/libgst*.so")}
+    if not plugins and not _is_jetson(root):
+        return
+    found = [element for element, plugin in _GSTREAMER_ELEMENTS.items() if plugin in plugins]
+    lacking = [element for element in _GSTREAMER_ELEMENTS if element not in found]
+    if not _is_jetson(root):
+        lacking = [element for element in lacking if not element.startswith("nv")]
+    value = ", ".join(found) or "none"
+    if lacking:
+        fix = "sudo apt install gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
+        if any(element.startswith("nv") for element in lacking):
+            fix += " nvidia-l4t-gstreamer nvidia-l4t-camera"
+        yield Fact("cameras", "GStreamer elements", f"{value}; without {', '.join(lacking)}", "warn", fix)
+    else:
+        yield Fact("cameras", "GStreamer elements", value, "ok")
 
 
 def _board(root: Path) -> str:

@@ -25,6 +25,11 @@ JETSON = {
     "sys/class/thermal/thermal_zone1/temp": "-256000\n",
     "sys/class/video4linux/video0/name": "vi-output, imx219 9-0010\n",
     "usr/local/cuda/version.json": '{"cuda": {"name": "CUDA SDK", "version": "12.6.11"}}',
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "729600\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "1510400\n",
+    "usr/lib/aarch64-linux-gnu/libnvinfer.so.10.3.0": "",
+    "usr/lib/aarch64-linux-gnu/gstreamer-1.0/libgstnvarguscamerasrc.so": "",
+    "usr/lib/aarch64-linux-gnu/gstreamer-1.0/libgstvideo4linux2.so": "",
     "dev/video10": "",
     "dev/video0": "",
 }
@@ -67,6 +72,12 @@ def test_a_jetson_is_recognised_from_its_files(tmp_path):
     assert named(facts, "temperature").value == "51 °C at the hottest sensor"
     assert named(facts, "NVIDIA GPU").value == "integrated in NVIDIA Jetson Orin Nano Developer Kit"
     assert named(facts, "CUDA").value == "12.6.11 in /usr/local/cuda"
+    assert named(facts, "CPU clock").value == "730 MHz at the slowest core, of 1510 MHz"
+    assert named(facts, "TensorRT library").value == "10.3.0 of the system"
+    elements = named(facts, "GStreamer elements")
+    assert elements.status == "warn"
+    assert elements.value == "nvarguscamerasrc, v4l2src; without nvvidconv, nvv4l2decoder, rtspsrc, appsink"
+    assert elements.fix.endswith("nvidia-l4t-gstreamer nvidia-l4t-camera")
     assert named(facts, "V4L2").value == "/dev/video0 (vi-output, imx219 9-0010), /dev/video10"
 
 
