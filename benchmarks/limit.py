@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from meliad_edge import __version__
 from meliad_edge.benchmarks.environment import describe_environment
-from meliad_edge.benchmarks.sample_model import sample_model
-from meliad_edge.bundle import Manifest, write_bundle
+from meliad_edge.benchmarks.sample_model import SampleModel, sample_model
+from meliad_edge.bundle import Bundle, GoldenFrame, Manifest, open_bundle, require_golden, write_bundle
 from meliad_edge.calibrate import calibrate
+from meliad_edge.errors import UsageError
 from meliad_edge.export.graph import export_bare_backbone, export_graph
+from meliad_edge.export.lower import Replay, lower
+from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import DEFAULT_BACKBONE, load_backbone
-from meliad_edge.models.network import DetectorNetwork
-from meliad_edge.precision import DEFAULT_LIMITS
+from meliad_edge.precision import ParityLimits, Precision
 from meliad_edge.progress import track
-from meliad_edge.runtime.load import load_predictor
+from meliad_edge.runtime.engine import infer_all
+from meliad_edge.runtime.load import make_predictor
 from meliad_edge.runtime.predictor import Predictor
+from meliad_edge.runtime.torch_engine import TorchEngine
 from meliad_edge.stream.sources import open_source
 from meliad_edge.stream.uri import parse_source
 from meliad_edge.stream.watcher import Watcher
@@ -32,73 +38,132 @@ SIZE = 256
 FRAME_HW = (480, 640)
 _ROUNDS = 12
 _FRAMES_PER_ROUND = 20
+_GOLDEN = 16
+# ONNX Runtime's threads keep spinning for a while after a run, which would slow the next session down.
+_REST_S = 0.02
 
 
 def run(rounds: int = _ROUNDS) -> dict[str, Any]:
-    """Time the bare backbone, ``predict`` and ``watch`` in turn, round after round, and compare medians.
-
-    The model is the default detector, fitted on real images where the extra demo is installed, and its frames are
-    images it has not seen, enlarged to 640 x 480. The bare backbone gets them at model size, already in memory.
+    """Measure the default detector, fitted on real images where the extra demo is installed, in FP32 and INT8.
 
     Args:
-        rounds: Rounds of 20 frames for each of the three.
+        rounds: Rounds of 20 frames.
 
     Returns:
-        JSON values: median milliseconds of each, the ratios of the medians to the bare backbone, and the environment.
+        What :func:`measure` does, and what the detector was fitted on.
     """
     model = sample_model(SIZE)
-    network = model.network
-    frames = [cv2.resize(frame, FRAME_HW[::-1]).astype(np.uint8) for frame in model.frames[:_FRAMES_PER_ROUND]]
     with tempfile.TemporaryDirectory(prefix="meliad-limit-") as name:
-        folder = Path(name)
-        predictor = _predictor(network, folder / "limit.meliad")
-        video = _write_video(frames, folder / "frames.avi")
-        bare = ort.InferenceSession(
-            export_bare_backbone(load_backbone(), network.input_hw).SerializeToString(),
-            _quiet_options(),
-            providers=["CPUExecutionProvider"],
-        )
-        small = model.frames[:1]
-        samples_s: dict[str, list[float]] = {"backbone": [], "predict": [], "watch": []}
-        _time_backbone(bare, small), _time_predict(predictor, frames), _time_watch(predictor, video)  # warm-up
-        for _ in track(range(rounds), "rounds"):
-            samples_s["backbone"] += _time_backbone(bare, small)
-            samples_s["predict"] += _time_predict(predictor, frames)
-            samples_s["watch"].append(_time_watch(predictor, video))
+        bundle = _sample_bundle(model, Path(name) / "limit.meliad")
+        return {"benchmark": "limit", "data": model.data, **measure(bundle, rounds, None)}
+
+
+def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -> dict[str, Any]:
+    """Time the bare backbone, a bundle from frame to decision, and ``watch`` in turn, round after round.
+
+    Frames are the golden frames of the bundle, enlarged to 640 x 480. The bare backbone gets them at model size,
+    already in memory. Beside them, in the same rounds, a copy of memory and a matrix product of the scoring's size:
+    what no resize and no scoring in single precision can beat.
+
+    Args:
+        bundle: The model; its backbone is built anew.
+        rounds: Rounds of 20 frames for each.
+        threads: Threads of ONNX Runtime; None uses every core.
+
+    Returns:
+        JSON values: median milliseconds of each, and ratios of medians: ``fp32_over_backbone``,
+        ``int8_over_backbone`` (None where the bundle carries no INT8), ``watch_over_backbone``, and of each stage to
+        its limit.
+
+    Raises:
+        BundleError: The bundle has no golden frames.
+        UsageError: Its detector has no backbone.
+    """
+    manifest = bundle.manifest
+    if manifest.backbone == "none":
+        msg = f"{manifest.detector} has no pretrained backbone to compare with; measure it with bench MODEL"
+        raise UsageError(msg)
+    golden = [golden.frame for golden in require_golden(bundle)]
+    frames = [cv2.resize(frame, FRAME_HW[::-1]).astype(np.uint8) for frame in golden]
+    carried: list[Precision] = [precision for precision in ("fp32", "int8") if precision in bundle.models]
+    predictors = {
+        precision: make_predictor(bundle, precision=precision, engine="onnxruntime", threads=threads)
+        for precision in carried
+    }
+    bare = ort.InferenceSession(
+        export_bare_backbone(
+            load_backbone(manifest.backbone, strides=create_detector(manifest.detector).strides), manifest.input_hw
+        ).SerializeToString(),
+        _options(threads),
+        providers=["CPUExecutionProvider"],
+    )
+    samples_s: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="meliad-limit-") as name:
+        video = _write_video([frames[index % len(frames)] for index in range(_FRAMES_PER_ROUND)], Path(name) / "v.avi")
+        product = _product_operands(bundle)
+        for index in track(range(rounds + 1), "rounds"):
+            taken = _time_round(predictors, bare, frames, golden, video, product)
+            if index > 0:  # the first one warms up
+                for key, values in taken.items():
+                    samples_s.setdefault(key, []).extend(values)
     median_ms = {key: 1e3 * float(np.median(values)) for key, values in samples_s.items()}
+    backbone_ms = median_ms["backbone"]
     return {
-        "benchmark": "limit",
-        "engine": predictor.engine.name,
-        "data": model.data,
-        "backbone": DEFAULT_BACKBONE,
-        "input_hw": [SIZE, SIZE],
+        "engine": predictors["fp32"].engine.name,
+        "threads": threads,
+        "backbone": manifest.backbone,
+        "input_hw": list(manifest.input_hw),
         "frame_hw": list(FRAME_HW),
         "rounds": rounds,
         "median_ms": median_ms,
-        "fp32_over_backbone": median_ms["predict"] / median_ms["backbone"],
-        "watch_over_backbone": median_ms["watch"] / median_ms["backbone"],
+        "fp32_over_backbone": median_ms["predict_fp32"] / backbone_ms,
+        "int8_over_backbone": median_ms["predict_int8"] / backbone_ms if "int8" in predictors else None,
+        "watch_over_backbone": median_ms["watch"] / backbone_ms,
+        "engine_over_backbone": median_ms["infer_fp32"] / backbone_ms,
+        "preprocess_over_copy": median_ms["preprocess_fp32"] / median_ms["copy"],
+        "copy_gb_per_s": 2e-6 * FRAME_HW[0] * FRAME_HW[1] * 3 / median_ms["copy"],
         "environment": describe_environment(),
     }
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     """The result as lines for people."""
-    median_ms = result["median_ms"]
-    return [
-        ("backbone", f"{median_ms['backbone']:.2f} ms   {result['backbone']} alone in ONNX Runtime, {SIZE} pixels"),
+    ms = result["median_ms"]
+    height, width = result["input_hw"]
+    lines = [("backbone", f"{ms['backbone']:.2f} ms   {result['backbone']} alone in ONNX Runtime, {width} x {height}")]
+    for precision in ("fp32", "int8"):
+        ratio = result[f"{precision}_over_backbone"]
+        if ratio is not None:
+            took = ms[f"predict_{precision}"]
+            lines.append((f"predict {precision}", f"{took:.2f} ms   {ratio:.3f} x   frame in memory to decision"))
+    lines += [
+        ("watch", f"{ms['watch']:.2f} ms   {result['watch_over_backbone']:.3f} x   the same while decoding a video"),
+        ("engine", f"{ms['infer_fp32']:.2f} ms   {result['engine_over_backbone']:.3f} x   {result['engine']}, fp32"),
         (
-            "predict",
-            f"{median_ms['predict']:.2f} ms   {result['fp32_over_backbone']:.3f} x   frame in memory to decision",
+            "preprocess",
+            f"{ms['preprocess_fp32']:.2f} ms   {result['preprocess_over_copy']:.1f} x a copy of the frame, at "
+            f"{result['copy_gb_per_s']:.1f} GB/s",
         ),
-        (
-            "watch",
-            f"{median_ms['watch']:.2f} ms   {result['watch_over_backbone']:.3f} x   the same while decoding a video",
-        ),
-        ("engine", result["engine"]),
     ]
+    if "product" in ms:
+        lines.append(("product", f"{ms['product']:.2f} ms   a matrix product of the scoring's size in NumPy"))
+    return lines
 
 
-def _predictor(network: DetectorNetwork, path: Path) -> Predictor:
+def _sample_bundle(model: SampleModel, path: Path) -> Bundle:
+    """The sample model in FP32 and INT8, with frames it has not seen as golden frames."""
+    network, frames = model.network, model.frames
+    names = [f"frame {index}" for index in range(len(frames))]
+    reference = infer_all(TorchEngine(network), frames, "pytorch")
+    # Nothing is decided here: every second frame has a defect, and the threshold is one that none of them reaches.
+    calibration = calibrate([float(reference.score.max()) + 1.0])
+    graph = export_graph(network)
+    replay = Replay(frames, names, reference, calibration)
+    limits = ParityLimits(score=1.0, map=10.0)
+    models: dict[Precision, bytes] = {
+        "fp32": graph.SerializeToString(),
+        "int8": lower(graph, "int8", frames, replay, limits).model.SerializeToString(),
+    }
     manifest = Manifest(
         name="limit",
         detector="meliad",
@@ -106,16 +171,58 @@ def _predictor(network: DetectorNetwork, path: Path) -> Predictor:
         input_hw=network.input_hw,
         grid_hw=network.grid_hw,
         top_cells=network.top_cells,
-        precisions={"fp32": DEFAULT_LIMITS["fp32"]},
+        precisions=dict.fromkeys(models, limits),
         created_by=f"meliad-edge {__version__}",
         dataset="benchmark",
         licence="none",
         train_normals=100,
         shots=10,
     )
-    # A threshold no frame reaches: regions are drawn on alarms alone, and alarms are rare.
-    write_bundle(path, manifest, {"fp32": export_graph(network).SerializeToString()}, calibrate([1e6]), (), ())
-    return load_predictor(path)
+    golden = [
+        GoldenFrame(names[i], "unknown", frames[i], float(reference.score[i]), reference.map[i]) for i in range(_GOLDEN)
+    ]
+    write_bundle(path, manifest, models, calibration, golden, ())
+    return open_bundle(path)
+
+
+def _product_operands(bundle: Bundle) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Random embeddings and prototypes of the size of the bundle's; None where it has no prototypes."""
+    constants = {c.name: c.dims for c in onnx.load_model_from_string(bundle.models["fp32"]).graph.initializer}
+    if "prototypes" not in constants:
+        return None
+    count, depth = constants["prototypes"]
+    cells = bundle.manifest.grid_hw[0] * bundle.manifest.grid_hw[1]
+    random = np.random.default_rng(0)
+    return random.normal(size=(cells, depth)).astype(np.float32), random.normal(size=(depth, count)).astype(np.float32)
+
+
+def _time_round(
+    predictors: Mapping[Precision, Predictor],
+    bare: ort.InferenceSession,
+    frames: Sequence[NDArray[np.uint8]],
+    golden: Sequence[NDArray[np.uint8]],
+    video: Path,
+    product: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+) -> dict[str, list[float]]:
+    samples_s: dict[str, list[float]] = {"backbone": _time_backbone(bare, golden[0][np.newaxis])}
+    for precision, predictor in predictors.items():
+        samples_s |= {f"{stage}_{precision}": values for stage, values in _time_predict(predictor, frames).items()}
+    time.sleep(_REST_S)
+    samples_s["watch"] = [_time_watch(predictors["fp32"], video)]
+    target = np.empty_like(frames[0])
+    samples_s["copy"] = _time_each(lambda: np.copyto(target, frames[0]))
+    if product is not None:
+        samples_s["product"] = _time_each(lambda: np.matmul(*product))
+    return samples_s
+
+
+def _time_each(action: Callable[[], object]) -> list[float]:
+    times_s = []
+    for _ in range(_FRAMES_PER_ROUND):
+        start = time.perf_counter()
+        action()
+        times_s.append(time.perf_counter() - start)
+    return times_s
 
 
 def _write_video(frames: list[NDArray[np.uint8]], path: Path) -> Path:
@@ -126,28 +233,32 @@ def _write_video(frames: list[NDArray[np.uint8]], path: Path) -> Path:
     return path
 
 
-def _quiet_options() -> ort.SessionOptions:
+def _options(threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
     return options
 
 
 def _time_backbone(session: ort.InferenceSession, frame: NDArray[np.uint8]) -> list[float]:
-    times_s = []
-    for _ in range(_FRAMES_PER_ROUND):
-        start = time.perf_counter()
-        session.run(None, {"frames": frame})
-        times_s.append(time.perf_counter() - start)
-    return times_s
+    time.sleep(_REST_S)
+    session.run(None, {"frames": frame})
+    return _time_each(lambda: session.run(None, {"frames": frame}))
 
 
-def _time_predict(predictor: Predictor, frames: list[NDArray[np.uint8]]) -> list[float]:
-    times_s = []
-    for frame in frames:
+def _time_predict(predictor: Predictor, frames: Sequence[NDArray[np.uint8]]) -> dict[str, list[float]]:
+    """Seconds from frame to decision, and of its parts."""
+    time.sleep(_REST_S)
+    predictor.predict(frames[0])
+    samples_s: dict[str, list[float]] = {"predict": [], "preprocess": [], "infer": [], "post": []}
+    for index in range(_FRAMES_PER_ROUND):
         start = time.perf_counter()
-        predictor.predict(frame)
-        times_s.append(time.perf_counter() - start)
-    return times_s
+        times = predictor.predict(frames[index % len(frames)]).times
+        samples_s["predict"].append(time.perf_counter() - start)
+        samples_s["preprocess"].append(times.preprocess_s)
+        samples_s["infer"].append(times.infer_s)
+        samples_s["post"].append(times.post_s)
+    return samples_s
 
 
 def _time_watch(predictor: Predictor, video: Path) -> float:

@@ -17,11 +17,12 @@ from meliad_edge.benchmarks.environment import describe_environment
 from meliad_edge.cli.output import say
 from meliad_edge.config import FitConfig
 from meliad_edge.data.frames import load_frames
+from meliad_edge.export.engines import processor_engines
 from meliad_edge.export.half import emulate_fp16
 from meliad_edge.export.lower import EMULATED_HALF
 from meliad_edge.export.region import layers
 from meliad_edge.export.tensorrt_graph import to_tensorrt
-from meliad_edge.export.to_bundle import ExportedModel, export_models, processor_engines, read_replay
+from meliad_edge.export.to_bundle import ExportedModel, export_models, read_replay
 from meliad_edge.metrics import image_metrics
 from meliad_edge.parity import compare
 from meliad_edge.precision import PRECISIONS, Precision

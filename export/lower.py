@@ -17,6 +17,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, ValueInfoProto, numpy_
 
 from meliad_edge.calibrate import Calibration
 from meliad_edge.errors import ParityError
+from meliad_edge.export.engines import processor_engines
 from meliad_edge.export.half import ROUNDED, emulate_fp16, to_fp16
 from meliad_edge.export.quantize import Quantizer
 from meliad_edge.export.region import Layer, layers
@@ -24,7 +25,7 @@ from meliad_edge.export.scoring_function import OPERATOR
 from meliad_edge.parity import ParityResult, compare
 from meliad_edge.precision import ParityLimits, Precision
 from meliad_edge.progress import track
-from meliad_edge.runtime.engine import RawScores, infer_all
+from meliad_edge.runtime.engine import Engine, RawScores, infer_all
 from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 
 # Frames, those nearest to the threshold, that the error of one layer is measured on.
@@ -69,12 +70,12 @@ class LoweredGraph:
     Attributes:
         model: The graph.
         layers: One per convolution, in the order of the network.
-        parity: Its comparison with the reference.
+        parity: The comparison of every engine that judged it with the reference.
     """
 
     model: ModelProto
     layers: tuple[LayerError, ...]
-    parity: ParityResult
+    parity: tuple[ParityResult, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,8 @@ def lower(
         kept = [layer for i, layer in enumerate(found) if i < count or alone[layer.output] > _LARGEST_ERROR_ALONE]
         keep_fp32 = [node for layer in kept for node in layer.nodes]
         trial = build(keep_fp32)
-        result = _align(trial, precision, replay, limits)
-        if result.passed:
+        results = _align(trial, precision, replay, limits)
+        if all(result.passed for result in results):
             lowered = to_fp16(model, keep_fp32) if precision == "fp16" else trial
             untouched = _weights_of(model) & _weights_of(lowered)
             noise = _signal_to_noise(model, trial, found, replay.frames[:_TENSOR_FRAMES])
@@ -150,12 +151,12 @@ def lower(
                 )
                 for layer in found
             )
-            return LoweredGraph(lowered, errors, result)
+            return LoweredGraph(lowered, errors, results)
     by_error = sorted(found, key=lambda layer: -alone[layer.output])
     worst = ", ".join(f"{layer.name} ({alone[layer.output]:.1%})" for layer in by_error[:3])
     msg = (
         f"{precision} is refused: even with the first half of {len(found)} layers in FP32, "
-        f"{result.describe_failure()}; most is lost in {worst}; "
+        f"{next(result for result in results if not result.passed).describe_failure()}; most is lost in {worst}; "
         f"export without --precision {precision}, or allow more in the project file under [limits.{precision}]"
     )
     raise ParityError(msg)
@@ -183,23 +184,25 @@ def _errors_alone(build: Build, found: Sequence[Layer], replay: Replay, precisio
     return {name: error / replay.calibration.spread for name, error in errors.items()}
 
 
-def _align(trial: ModelProto, precision: Precision, replay: Replay, limits: ParityLimits) -> ParityResult:
+def _align(trial: ModelProto, precision: Precision, replay: Replay, limits: ParityLimits) -> tuple[ParityResult, ...]:
     """Fit the scale and the bias of the log odds so that scores and decisions stay as they were [ours].
 
     Rounding adds distance to every patch, which pulls all scores together and moves them. The scale takes the first
-    back, the bias the second: of all shifts that keep every decision the one nearest to the mean error is taken.
+    back, the bias the second: of all shifts that keep every decision on every engine, which round sums of bytes
+    differently, the one nearest to the mean error is taken.
     """
     spread, threshold = replay.calibration.spread, replay.calibration.threshold
-    result, scores = _compare(trial, precision, replay, limits)
+    results, scores = _compare(trial, precision, replay, limits)
     log_odds = _LogOdds.of(trial)
     if log_odds is None or precision == "fp16":
-        return result
-    log_odds.scale(_slope(scores, replay.reference.score))
+        return results
+    reference = np.tile(replay.reference.score, len(results))
+    log_odds.scale(_slope(scores, reference))
     for _ in range(_ALIGNMENT_STEPS):
-        result, scores = _compare(trial, precision, replay, limits)
-        shift = _best_shift(replay.reference.score, scores, threshold, spread)
+        results, scores = _compare(trial, precision, replay, limits)
+        shift = _best_shift(reference, scores, threshold, spread)
         if abs(shift) < 1e-3 * spread:
-            return result
+            return results
         log_odds.shift(shift)
     return _compare(trial, precision, replay, limits)[0]
 
@@ -258,11 +261,19 @@ def _best_shift(reference: NDArray[np.float32], scores: NDArray[np.float32], thr
 
 def _compare(
     trial: ModelProto, precision: Precision, replay: Replay, limits: ParityLimits
-) -> tuple[ParityResult, NDArray[np.float32]]:
-    engine = OnnxRuntimeEngine(_to_bytes(trial))
-    raw = infer_all(engine, replay.frames, f"checking {precision}")
-    name = EMULATED_HALF if precision == "fp16" else engine.name
-    return compare(name, precision, replay.reference, raw, replay.calibration, limits, replay.names), raw.score
+) -> tuple[tuple[ParityResult, ...], NDArray[np.float32]]:
+    """What every engine makes of the frames, and their scores, engine after engine."""
+    engines: dict[str, Engine] = (
+        {EMULATED_HALF: OnnxRuntimeEngine(_to_bytes(trial))}
+        if precision == "fp16"
+        else {engine.name: engine for engine in processor_engines(_to_bytes(trial))}
+    )
+    raws = {name: infer_all(engine, replay.frames, f"{name} {precision}") for name, engine in engines.items()}
+    results = tuple(
+        compare(name, precision, replay.reference, raw, replay.calibration, limits, replay.names)
+        for name, raw in raws.items()
+    )
+    return results, np.concatenate([raw.score for raw in raws.values()])
 
 
 def _signal_to_noise(

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.inliner import inline_local_functions
 
 from meliad_edge.errors import BundleError
 
@@ -16,11 +17,12 @@ _SCORING = ("meliad", "PatchEntropyScore")
 def to_tensorrt(model: bytes) -> bytes:
     """Rewrite a graph so that TensorRT parses it and its plugin takes the scoring node.
 
-    The function body of the scoring node is removed, because the parser would inline it in spite of the plugin. Frames
-    are cast before they are transposed, because TensorRT does nothing with uint8 but cast it. Biases that INT8 graphs
-    keep as int32 become the float32 they stand for, because TensorRT dequantises nothing wider than a byte. All of that
-    leaves the values as they are. Bytes around a zero point, which TensorRT does not take, become signed bytes around
-    0 for the same range: tensors that are never negative lose one of their eight bits.
+    The function body of the scoring node is removed, because the parser would inline it in spite of the plugin; other
+    bodies take the place of their nodes. Frames are cast before they are transposed, because TensorRT does nothing with
+    uint8 but cast it. Biases that INT8 graphs keep as int32 become the float32 they stand for, because TensorRT
+    dequantises nothing wider than a byte. All of that leaves the values as they are. Bytes around a zero point, which
+    TensorRT does not take, become signed bytes around 0 for the same range: tensors that are never negative lose one
+    of their eight bits.
 
     Args:
         model: A serialised graph of ours, in any precision.
@@ -36,6 +38,7 @@ def to_tensorrt(model: bytes) -> bytes:
     bodies = [body for body in rewritten.functions if (body.domain, body.name) != _SCORING]
     del rewritten.functions[:]
     rewritten.functions.extend(bodies)
+    rewritten = inline_local_functions(rewritten)
     for value in rewritten.graph.input:
         if value.type.tensor_type.elem_type == TensorProto.UINT8:
             _cast_first(rewritten.graph, value.name)

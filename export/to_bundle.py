@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from meliad_edge.bundle import GoldenFrame, Manifest, write_bundle
 from meliad_edge.data.dataset import Sample
 from meliad_edge.data.frames import load_frames
 from meliad_edge.errors import ParityError
+from meliad_edge.export.engines import processor_engines
 from meliad_edge.export.graph import export_graph
 from meliad_edge.export.lower import EMULATED_HALF, LayerError, Replay, lower
 from meliad_edge.export.portable import to_portable
@@ -25,8 +25,6 @@ from meliad_edge.parity import ParityResult, compare, require_parity
 from meliad_edge.precision import PRECISIONS, Precision
 from meliad_edge.run import Run
 from meliad_edge.runtime.engine import Engine, infer_all
-from meliad_edge.runtime.kernel_library import find_kernel_library
-from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from meliad_edge.runtime.torch_engine import TorchEngine
 
 _GOLDEN_FRAMES = 8
@@ -98,18 +96,6 @@ def check_parity(run: Run, engines: Sequence[Engine], precision: Precision, repl
     ]
 
 
-def processor_engines(model: bytes) -> list[Engine]:
-    """Every engine of this machine that executes a graph on its processor."""
-    engines: list[Engine] = [OnnxRuntimeEngine(model, use_kernel=False)]
-    if find_kernel_library() is not None:
-        engines.append(OnnxRuntimeEngine(model))
-    if find_spec("openvino") is not None:
-        from meliad_edge.runtime.openvino_engine import OpenVinoEngine
-
-        engines.append(OpenVinoEngine(to_portable(model)))
-    return engines
-
-
 def export_models(run: Run, precisions: Sequence[Precision], replay: Replay) -> ExportedModel:
     """Export a run in FP32 and in the precisions asked for.
 
@@ -126,7 +112,7 @@ def export_models(run: Run, precisions: Sequence[Precision], replay: Replay) -> 
         elif precision in precisions:
             lowered = lower(reference, precision, _training_frames(run), replay, run.config.limits_of(precision))
             model, layers[precision] = lowered.model, lowered.layers
-            results += [lowered.parity] if lowered.parity.engine == EMULATED_HALF else []
+            results += [result for result in lowered.parity if result.engine == EMULATED_HALF]
         else:
             continue
         onnx.checker.check_model(model, full_check=True)

@@ -169,6 +169,40 @@ def faithfulness_chart(curves: ScoreCurves) -> Chart:
     return Chart("faithfulness", "Deletion and insertion", description, x, y, series)
 
 
+def latency_histogram(samples_ms: ArrayLike, p50_ms: float, p99_ms: float) -> Chart:
+    """How often each latency occurred, with median and 99th percentile."""
+    values = np.asarray(samples_ms, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    margin = 0.02 * (high - low) or 0.05 * high
+    edges = np.linspace(max(0.0, low - margin), high + margin, _HISTOGRAM_BINS + 1)
+    share = 100.0 * np.histogram(values, edges)[0] / len(values)
+    x = Axis("file to decision, ms", float(edges[0]), float(edges[-1]))
+    y = Axis("share of the frames, %", 0.0, 1.05 * float(share.max()))
+    bars = Series("normal", _path(x, y, np.repeat(edges, 2), np.concatenate([[0.0], np.repeat(share, 2), [0.0]])))
+    lines = (
+        Series("threshold", _path(x, y, [p99_ms] * 2, [y.low, y.high]), f"p99 {p99_ms:.4g} ms"),
+        Series("curve", _path(x, y, [p50_ms] * 2, [y.low, y.high]), f"p50 {p50_ms:.4g} ms"),
+    )
+    description = f"{len(values):,} frames took {low:.4g} to {high:.4g} ms; half of them at most {p50_ms:.4g} ms."
+    return Chart("latency-histogram", "Spread", description, x, y, (bars, *lines))
+
+
+def latency_over_time(total_ms: ArrayLike, infer_ms: ArrayLike) -> Chart:
+    """Medians of consecutive blocks of frames: a drift shows heat or other work on the machine."""
+    total, infer = np.asarray(total_ms, dtype=np.float64), np.asarray(infer_ms, dtype=np.float64)
+    places = np.arange(1, len(total) + 1)
+    x, y = Axis("block of frames", 1.0, max(2.0, float(len(total)))), Axis("median, ms", 0.0, 1.1 * float(total.max()))
+    series = (
+        Series("curve", _path(x, y, places, total), "file to decision"),
+        Series("deletion", _path(x, y, places, infer), "engine without scoring"),
+    )
+    description = (
+        f"Median of each of {len(total)} blocks in turn, {total.min():.4g} to {total.max():.4g} ms from file to "
+        f"decision, {infer.min():.4g} to {infer.max():.4g} ms of it in the engine."
+    )
+    return Chart("latency-time", "Over time", description, x, y, series)
+
+
 def _median(values: NDArray[np.float64]) -> str:
     return f"{np.median(values):.4g}" if len(values) else "unknown"
 

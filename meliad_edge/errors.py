@@ -12,7 +12,8 @@
     ├── MissingExtraError      8   an optional dependency is not installed
     ├── PartialFailureError    9   the work was done, but some inputs failed and were reported
     ├── EngineError           10   a TensorRT engine or the GPU it needs cannot be used
-    └── DeviceError           11   a device cannot be reached, or cannot take or keep a model
+    ├── DeviceError           11   a device cannot be reached, or cannot take or keep a model
+    └── RegressionError       12   a model became slower than is allowed
 
 Every message is one line: what failed, the value seen, what to do next.
 """
@@ -97,3 +98,9 @@ class DeviceError(MeliadError):
     """A device cannot be reached, its link was lost, or it cannot take, keep or go back to a model."""
 
     exit_code = 11
+
+
+class RegressionError(MeliadError):
+    """A model is slower than an earlier measurement allows."""
+
+    exit_code = 12

@@ -93,6 +93,7 @@ class ReportData:
         lowest_anomalies: Anomalous test images with the lowest scores, worst first.
         parity: Exported model against the trained one.
         latency: Times per stage.
+        latency_charts: Their spread and course; shown with them.
         events: What ``watch`` reported.
         interpretability: How well the maps explain.
         faithfulness: Its deletion and insertion curves; shown with it.
@@ -110,6 +111,7 @@ class ReportData:
     lowest_anomalies: tuple[InspectedImage, ...] = ()
     parity: Table | None = None
     latency: Table | None = None
+    latency_charts: tuple[charts.Chart, ...] = ()
     events: Table | None = None
     interpretability: Table | None = None
     faithfulness: charts.Chart | None = None

@@ -102,17 +102,17 @@ def function(name: str, *nodes: Any, domain: str = "meliad") -> Any:
 def test_functions_cannot_unfold() -> None:
     node = onnx.helper.make_node
     call, negate = node("F", ["x"], ["z"], domain="meliad"), node("Neg", ["a"], ["b"])
-    once = simple_model()
-    once.graph.node.append(call)
-    once.functions.append(function("F", negate))
-    check_graph(once.SerializeToString())
     twice = simple_model()
-    twice.CopyFrom(once)
-    twice.graph.node.append(call)
+    twice.graph.node.extend([call, call])
+    twice.functions.append(function("F", negate))
+    check_graph(twice.SerializeToString())
+    thrice = simple_model()
+    thrice.CopyFrom(twice)
+    thrice.graph.node.append(call)
     nested = simple_model()
     nested.functions.append(function("F", node("G", ["a"], ["b"], domain="meliad")))
-    for model in (twice, nested):
-        with pytest.raises(ValueError, match="calls functions more than once, or from functions"):
+    for model in (thrice, nested):
+        with pytest.raises(ValueError, match="calls functions more than 2 times, or from functions"):
             check_graph(model.SerializeToString())
     for domain in ("", "com.microsoft"):
         foreign = simple_model()

@@ -21,10 +21,10 @@ else:
 
 ROOT = Path(__file__).parents[1]
 VERBS = [
-    "demo", "fit", "evaluate", "calibrate", "export", "build", "check", "threshold", "predict", "watch", "bench",
+    "demo", "fit", "evaluate", "calibrate", "export", "build", "check", "threshold", "predict", "watch",
     "flash", "rollback", "status", "logs", "doctor",
 ]  # fmt: skip
-GROUPS = ["keys"]
+GROUPS = ["bench", "keys"]
 REPORTING = [verb for verb in VERBS if verb != "demo"]
 
 

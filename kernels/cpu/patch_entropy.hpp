@@ -4,15 +4,10 @@
 #include <cstdint>
 
 #include "../patch_entropy.hpp"
+#include "instruction_set.hpp"
 #include "patch_entropy_tile.hpp"
 
 namespace meliad::cpu {
-
-enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAmx };
-
-// The best instruction set of this processor, kBaseline being SSE2 on x86-64 and NEON on aarch64; at most the one that
-// the environment names in MELIAD_EDGE_INSTRUCTION_SET: baseline, avx2, avx512 or amx.
-InstructionSet best_instruction_set();
 
 // Scores batches against one set of prototypes, which it keeps in the order in which the inner loop reads them.
 //

@@ -23,7 +23,7 @@ OrtStatusPtr as_status(Work&& work) noexcept {
   } catch (const std::exception& error) {
     return Ort::GetApi().CreateStatus(ORT_FAIL, error.what());
   } catch (...) {
-    return Ort::GetApi().CreateStatus(ORT_FAIL, "PatchEntropyScore: unknown error");
+    return Ort::GetApi().CreateStatus(ORT_FAIL, "meliad: unknown error");
   }
 }
 

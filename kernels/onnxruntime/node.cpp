@@ -1,70 +1,24 @@
 #include "node.hpp"
 
 #include <array>
-#include <initializer_list>
-#include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "shapes.hpp"
 
 namespace meliad::onnxruntime {
 namespace {
 
-using Shape = std::vector<int64_t>;
-
-std::string to_text(const Shape& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
+// Of an input of this operator.
 void require(bool fits, const char* input, const Shape& shape, const std::string& expected) {
-  if (fits) return;
-  throw std::invalid_argument(std::string("PatchEntropyScore: ") + input + " has shape " + to_text(shape) +
-                              ", expected " + expected + "; export the model again");
+  require_shape(fits, "PatchEntropyScore", input, shape, expected);
 }
 
-Shape shape_of(const Ort::ConstValue& tensor) { return tensor.GetTensorTypeAndShapeInfo().GetShape(); }
-
-template <typename Value, size_t kRank>
-Value* output(const Ort::KernelContext& context, Output index, const std::array<int64_t, kRank>& shape) {
-  return context.GetOutput(index, shape.data(), kRank).template GetTensorMutableData<Value>();
-}
-
-// One dimension of a shape: its size or -1, and its name or "".
-struct Dimension {
-  int64_t size;
-  const char* name;
-};
-
-void set_output_shape(OrtShapeInferContext* context, Output output, ONNXTensorElementDataType type,
-                      std::initializer_list<Dimension> shape) {
-  std::vector<int64_t> sizes;
-  std::vector<const char*> names;
-  for (const Dimension& dimension : shape) {
-    sizes.push_back(dimension.size);
-    names.push_back(dimension.name);
-  }
-  const OrtApi& api = Ort::GetApi();
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  Ort::ThrowOnError(api.CreateTensorTypeAndShapeInfo(&info));
-  const Ort::TensorTypeAndShapeInfo owner(info);
-  Ort::ThrowOnError(api.SetTensorElementType(info, type));
-  Ort::ThrowOnError(api.SetDimensions(info, sizes.data(), sizes.size()));
-  Ort::ThrowOnError(api.SetSymbolicDimensions(info, names.data(), names.size()));
-  Ort::ThrowOnError(api.ShapeInferContext_SetOutputTypeShape(context, output, info));
-}
-
-// score [N], map [N, H, W] and nearest [N, 2, H, W] from z [N, D, H, W], as far as z is known. Not with
-// Ort::ShapeInferContext: of ONNX Runtime 1.21 it marks named dimensions in a way that the runtime refuses.
+// score [N], map [N, H, W] and nearest [N, 2, H, W] from z [N, D, H, W], as far as z is known.
 void set_output_shapes(OrtShapeInferContext* context) {
-  OrtTensorTypeAndShapeInfo* z = nullptr;  // stays the context's
-  Ort::ThrowOnError(Ort::GetApi().ShapeInferContext_GetInputTypeShape(context, kZ, &z));
-  const Ort::ConstTensorTypeAndShapeInfo z_info(z);
-  const Shape sizes = z_info.GetShape();
-  if (sizes.size() != 4) return;
-  std::array<const char*, 4> names;
-  z_info.GetSymbolicDimensions(names.data(), names.size());
-  const Dimension images{sizes[0], names[0]}, height{sizes[2], names[2]}, width{sizes[3], names[3]}, classes{2, ""};
+  const std::vector<Dimension> z = input_shape(context, kZ);
+  if (z.size() != 4) return;
+  const Dimension images = z[0], height = z[2], width = z[3], classes{2, ""};
   set_output_shape(context, kScore, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, {images});
   set_output_shape(context, kMap, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, {images, height, width});
   set_output_shape(context, kNearest, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, {images, classes, height, width});

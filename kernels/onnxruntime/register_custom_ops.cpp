@@ -3,24 +3,27 @@
 #ifdef MELIAD_WITH_CUDA
 #include "cuda_kernel.hpp"
 #endif
+#include "even_light.hpp"
 
 namespace {
 
 using namespace meliad::onnxruntime;
 
-// The kernel takes its threads from KernelContext_ParallelFor, which is as old as this.
+// The kernels take their threads from KernelContext_ParallelFor, which is as old as this.
 constexpr uint32_t kOldestApiVersion = 17;
 
 // Sessions keep pointers into this for as long as they live.
 struct Library {
-  explicit Library(uint32_t api_version) : on_cpu(api_version), domain("meliad") {
+  explicit Library(uint32_t api_version) : on_cpu(api_version), even_light(api_version), domain("meliad") {
     domain.Add(&on_cpu);
+    domain.Add(&even_light);
 #ifdef MELIAD_WITH_CUDA
     domain.Add(&on_cuda);
 #endif
   }
 
   PatchEntropyOp<CpuKernel> on_cpu;
+  EvenLightOp even_light;
 #ifdef MELIAD_WITH_CUDA
   PatchEntropyOp<CudaKernel> on_cuda{on_cpu.version};
 #endif

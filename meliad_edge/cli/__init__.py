@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 # In the order of the line they serve.
 for _verb in (
-    *(demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, bench),
+    *(demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch),
     *(flash, rollback, status, logs, doctor),
 ):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
@@ -53,6 +53,7 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
+app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 
 

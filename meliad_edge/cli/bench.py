@@ -1,72 +1,197 @@
-"""``meliad-edge bench``: latency of a bundle on this machine."""
+"""``meliad-edge bench``: latency of a bundle on this machine, two reports compared, and how far from the limit."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from meliad_edge.cli.options import BundleEngine, BundleFile, BundlePrecision, Json
-from meliad_edge.cli.output import print_json, print_table, say
+from meliad_edge.cli.output import print_json, print_table, require_extra, say
 from meliad_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from meliad_edge.benchmarks.latency import LatencyReport
 
+_MEASURE = "measure"
 
-def command(
+
+class _MeasuresByDefault(TyperGroup):
+    """``bench MODEL`` is ``bench measure MODEL``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer's context has no public name in all versions
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [_MEASURE, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_MeasuresByDefault,
+    help="Measure a bundle's latency: bench MODEL.meliad is short for bench measure MODEL.meliad.",
+    no_args_is_help=True,
+)
+
+
+@app.command()
+def measure(
     model: BundleFile,
     json: Json = False,
-    frames: Annotated[int, typer.Option(min=10, help="Frames to measure after the warm-up.")] = 200,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with charts.", show_default=False)
+    ] = None,
+    frames: Annotated[int, typer.Option(min=10, help="Frames in the report, after the warm-up.")] = 200,
     frame_size: Annotated[str, typer.Option(metavar="WxH", help="Size of the frames that are decoded.")] = "640x480",
+    deadline_ms: Annotated[
+        float | None, typer.Option(min=0.001, help="Count the frames that take longer.", show_default=False)
+    ] = None,
+    batches: Annotated[
+        str | None, typer.Option(metavar="1,2,4", help="Measure the engine with batches, too.", show_default=False)
+    ] = None,
     engine: BundleEngine = "auto",
     precision: BundlePrecision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
 ) -> None:
-    """Measure a bundle's latency: capture, decode, preprocess, infer, score, post."""
+    """Measure capture, decode, preprocess, infer, score and post, window after window until the medians agree."""
     from meliad_edge.benchmarks.environment import describe_environment
-    from meliad_edge.benchmarks.latency import UNSTABLE_COV, measure_latency
+    from meliad_edge.benchmarks.latency import measure_latency
     from meliad_edge.runtime.load import open_trusted
 
+    if report is not None:
+        require_extra("jinja2", "train")
     bundle = open_trusted(model)
-    report = measure_latency(
-        bundle, precision, engine=engine, frame_hw=_parse_size(frame_size), frames=frames, threads=threads
+    measured = measure_latency(
+        bundle,
+        precision,
+        engine=engine,
+        frame_hw=_parse_size(frame_size),
+        frames=frames,
+        threads=threads,
+        deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
+        batches=_parse_batches(batches),
     )
+    environment = describe_environment()
     if json:
         print_json(
             {
                 "model": str(model),
-                "model_sha256": bundle.model_sha256(report.precision),
-                **report.to_dict(),
-                "environment": describe_environment(),
+                "model_sha256": bundle.model_sha256(measured.precision),
+                **measured.to_dict(),
+                "environment": environment,
             }
         )
     else:
+        _print_stages(measured, frame_size)
+    _say_facts(measured)
+    if report is not None:
+        from meliad_edge.benchmarks.latency_page import latency_page
+        from meliad_edge.report import write_report
+
+        write_report(report, latency_page(measured, model.name, environment))
+        say("saved", str(report))
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE.json", help="What bench --json printed.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER.json", help="The same, later or elsewhere.")],
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, max=10.0, help="How much slower still passes, as a fraction.")
+    ] = 0.05,
+    json: Json = False,
+) -> None:
+    """Compare two reports; fails where a stage that counts became slower than the tolerance and chance allow."""
+    from meliad_edge.benchmarks.compare import compare_reports, read_report, require_no_regression
+
+    first, second = read_report(before), read_report(after)
+    result = compare_reports(first, second, tolerance)
+    if json:
+        print_json(result.to_dict())
+    else:
         print_table(
-            ("stage", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "mean ms", "CoV", "per second"),
+            ("p50, ms", "before", "after", "ratio", "95 % interval", "verdict"),
             [
                 (
-                    stage,
-                    *(f"{1e3 * s:.2f}" for s in (v.p50_s, v.p90_s, v.p95_s, v.p99_s, v.mean_s)),
-                    f"{v.cov:.1%}",
-                    f"{v.throughput_per_s:.1f}",
+                    stage.stage,
+                    f"{1e3 * stage.before_s:.3f}",
+                    f"{1e3 * stage.after_s:.3f}",
+                    f"{stage.ratio:.3f}",
+                    f"{stage.low:.3f} to {stage.high:.3f}",
+                    stage.verdict,
                 )
-                for stage, v in report.stages.items()
+                for stage in result.stages
             ],
-            caption=f"{report.engine}, {report.precision}, {frames} frames of {frame_size}, "
-            f"percentiles as trtexec defines them; {_describe_infer(report)}",
+            caption=f"interval: bootstrap over blocks of frames; a stage of at least a twentieth of the total that is "
+            f"slower by more than {tolerance:.0%} fails",
         )
-        say("start", f"session ready in {report.cold_start_s:.2f} s, first frame {1e3 * report.first_frame_s:.1f} ms")
-    if not report.is_stable:
-        say(
-            "warning",
-            f"spread of infer {report.stages['infer'].cov:.1%} is above {UNSTABLE_COV:.1%}: do not quote these",
+    for difference in result.differences:
+        say("warning", difference)
+    require_no_regression(result)
+
+
+@app.command()
+def limit(
+    model: BundleFile,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 20 frames.")] = 12,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
+    json: Json = False,
+) -> None:
+    """Measure the bare backbone, memory and arithmetic in the same run, and how far from them each stage is."""
+    require_extra("torch", "train")
+    require_extra("onnx", "export")
+    from meliad_edge.benchmarks import limit as benchmark
+    from meliad_edge.runtime.load import open_trusted
+
+    result = benchmark.measure(open_trusted(model), rounds, threads)
+    if json:
+        print_json(result)
+    else:
+        for topic, text in benchmark.describe(result):
+            typer.echo(f"{topic:<12} {text}")
+
+
+def _print_stages(measured: LatencyReport, frame_size: str) -> None:
+    frames = measured.stages["total"].count
+    print_table(
+        ("ms", "p50", "p90", "p95", "p99", "p99.9", "mean", "CoV", "fps"),
+        [
+            (
+                stage,
+                *(f"{1e3 * s:.2f}" for s in (v.p50_s, v.p90_s, v.p95_s, v.p99_s, v.p999_s, v.mean_s)),
+                f"{v.cov:.1%}",
+                f"{v.throughput_per_s:.1f}",
+            )
+            for stage, v in measured.stages.items()
+        ],
+        caption=f"{measured.engine}, {measured.precision}, {frames} frames of {frame_size}, "
+        f"percentiles as trtexec defines them; {_describe_infer(measured)}",
+    )
+    if measured.batches:
+        print_table(
+            ("batch", "p50 ms", "p99 ms", "frames per second"),
+            [
+                (str(b.batch), f"{1e3 * b.p50_s:.2f}", f"{1e3 * b.p99_s:.2f}", f"{b.frames_per_s:.1f}")
+                for b in measured.batches
+            ],
+            caption="the engine alone, frames already at model size",
         )
 
 
-def _describe_infer(report: LatencyReport) -> str:
-    if "score" in report.stages:
+def _say_facts(measured: LatencyReport) -> None:
+    say("start", f"session ready in {measured.cold_start_s:.2f} s, first frame {1e3 * measured.first_frame_s:.1f} ms")
+    if measured.deadline_s is not None:
+        missed, frames = measured.deadline_misses, measured.stages["total"].count
+        say("deadline", f"{missed} of {frames} frames took longer than {1e3 * measured.deadline_s:g} ms")
+    if measured.energy_per_frame_j is not None:
+        say("energy", f"{1e3 * measured.energy_per_frame_j:.1f} mJ per frame, of the whole module or processor")
+    for warning in measured.warnings:
+        say("warning", f"do not quote these: {warning}")
+
+
+def _describe_infer(measured: LatencyReport) -> str:
+    if "score" in measured.stages:
         return "infer and score are the engine's time, split by its profile"
     return "infer is the engine's time, the scoring included"
 
@@ -77,3 +202,12 @@ def _parse_size(text: str) -> tuple[int, int]:
         msg = f"--frame-size takes WIDTHxHEIGHT in pixels, 16x16 to 9999x9999, got {text!r}; for example 640x480"
         raise UsageError(msg)
     return height, width
+
+
+def _parse_batches(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    if not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", text) or not all(1 <= int(n) <= 256 for n in text.split(",")):
+        msg = f"--batches takes numbers of frames between 1 and 256, got {text!r}; for example 1,2,4,8"
+        raise UsageError(msg)
+    return [int(n) for n in text.split(",")]

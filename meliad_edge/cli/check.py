@@ -43,7 +43,8 @@ def command(
         if against is not None:
             require_extra("torch", "train")
             require_extra("onnx", "export")
-            from meliad_edge.export.to_bundle import check_parity, processor_engines, read_replay
+            from meliad_edge.export.engines import processor_engines
+            from meliad_edge.export.to_bundle import check_parity, read_replay
             from meliad_edge.run import load_run
 
             run = load_run(against)

@@ -78,7 +78,11 @@ class Backbone(nn.Module):
         scale: Tensor = self.scale  # type: ignore[assignment]
         pixels = frames.permute(0, 3, 1, 2).float()
         images = _even_light(pixels) + (EVEN_MEAN - shift) if self.even_light else pixels - shift
-        return tuple(self.features(images * scale))
+        return self.levels_of_images(images * scale)
+
+    def levels_of_images(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The feature maps of images that are normalised already, float32 [N, 3, H, W]."""
+        return tuple(self.features(images))
 
 
 def _per_colour(values: tuple[float, float, float]) -> Tensor:

@@ -13,11 +13,13 @@ from meliad_edge.runtime.kernel_library import find_kernel_library
 
 def test_limit_compares_with_the_bare_backbone() -> None:
     result = limit.run(rounds=1)
-    assert result["fp32_over_backbone"] == pytest.approx(
-        result["median_ms"]["predict"] / result["median_ms"]["backbone"]
-    )
+    for precision in ("fp32", "int8"):
+        ratio = result["median_ms"][f"predict_{precision}"] / result["median_ms"]["backbone"]
+        assert result[f"{precision}_over_backbone"] == pytest.approx(ratio)
     assert result["watch_over_backbone"] > 0.0
-    assert {topic for topic, _ in limit.describe(result)} == {"backbone", "predict", "watch", "engine"}
+    assert [topic for topic, _ in limit.describe(result)] == [
+        "backbone", "predict fp32", "predict int8", "watch", "engine", "preprocess", "product",
+    ]  # fmt: skip
 
 
 def test_environment_says_where_a_figure_comes_from() -> None:

@@ -37,20 +37,28 @@ def test_exit_codes_are_those_of_the_exceptions(table_rows: TableRows) -> None:
 
 
 @pytest.mark.workshop
-def test_signature_is_that_of_the_operator(pages: dict[str, str]) -> None:
-    from meliad_edge.export.scoring_function import DOMAIN, DOMAIN_VERSION, OPERATOR, scoring_function
+def test_signatures_are_those_of_the_operators(pages: dict[str, str]) -> None:
+    from meliad_edge.export import even_light_function, scoring_function
+    from meliad_edge.export.scoring_function import DOMAIN, DOMAIN_VERSION
     from meliad_edge.models.scoring import ScoringParameters
 
-    text = pages[PAGE]
-    assert f"{DOMAIN}::{OPERATOR}, version {DOMAIN_VERSION}" in text
-    described = re.findall(r"(\w+) (int|float)\b", text.partition("\nattributes: ")[2].partition("\n")[0])
-    assert described == [(field.name, str(field.type)) for field in fields(ScoringParameters)]
-    function = scoring_function()
-    inputs = re.findall(r"(\w+) float32 \[", text.partition(f"{OPERATOR}, version")[2].partition("=>")[0])
-    outputs = re.findall(r"(\w+) (?:float32|int64) \[", text.partition("    => (")[2].partition("\n")[0])
-    assert inputs == list(function.input)
-    assert outputs == list(function.output)
-    assert sorted(name for name, _ in described) == sorted(function.attribute)
+    attributes = {}
+    for operator, function in (
+        (scoring_function.OPERATOR, scoring_function.scoring_function()),
+        (even_light_function.OPERATOR, even_light_function.even_light_function()),
+    ):
+        _, found, text = pages[PAGE].partition(f"{DOMAIN}::{operator}, version {DOMAIN_VERSION}\n")
+        assert found, operator
+        described = re.findall(r"(\w+) (ints?|floats?)\b", text.partition("\nattributes: ")[2].partition("\n")[0])
+        inputs = re.findall(r"(\w+) (?:float32|uint8) \[", text.partition("=>")[0])
+        outputs = re.findall(r"(\w+) (?:float32|int64) \[", text.partition("    => (")[2].partition("\n")[0])
+        assert inputs == list(function.input)
+        assert outputs == list(function.output)
+        assert sorted(name for name, _ in described) == sorted(function.attribute)
+        attributes[operator] = described
+    assert attributes[scoring_function.OPERATOR] == [
+        (field.name, str(field.type)) for field in fields(ScoringParameters)
+    ]
 
 
 @pytest.mark.workshop

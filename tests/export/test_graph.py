@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from meliad_edge.bundle import open_bundle
 from meliad_edge.data.images import read_image
 from meliad_edge.errors import BundleError, ParityError
+from meliad_edge.export import even_light_function
 from meliad_edge.export.graph import IR_VERSION, OPSET, export_graph
 from meliad_edge.export.scoring_function import DOMAIN, OPERATOR
 from meliad_edge.export.to_bundle import export_bundle
@@ -49,8 +50,10 @@ def test_the_graph_is_what_the_design_says(model: bytes, run: Run) -> None:
     onnx.checker.check_model(proto, full_check=True)
     assert proto.ir_version == IR_VERSION
     assert {opset.domain: opset.version for opset in proto.opset_import} == {"": OPSET, DOMAIN: 1}
-    assert [(function.domain, function.name) for function in proto.functions] == [(DOMAIN, OPERATOR)]
-    assert [node.op_type for node in proto.graph.node if node.domain == DOMAIN] == [OPERATOR]
+    ours = [even_light_function.OPERATOR, OPERATOR]
+    assert [(function.domain, function.name) for function in proto.functions] == [(DOMAIN, name) for name in ours]
+    assert [node.op_type for node in proto.graph.node if node.domain == DOMAIN] == ours
+    assert [proto.graph.node[index].op_type for index in (0, -1)] == ours
     (frames,) = proto.graph.input
     assert frames.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     batch, *rest = frames.type.tensor_type.shape.dim
@@ -58,6 +61,18 @@ def test_the_graph_is_what_the_design_says(model: bytes, run: Run) -> None:
     assert [side.dim_value for side in rest] == [128, 128, 3]
     assert tuple(output.name for output in proto.graph.output) == OUTPUT_NAMES
     assert str(Path(__file__).parents[2]).encode() not in model
+
+
+def test_a_network_that_sees_pixels_as_they_are_has_no_node_of_even_light(run: Run, frames: NDArray[np.uint8]) -> None:
+    other: Any = copy.deepcopy(run.network)
+    other.backbone.even_light = False
+    proto = export_graph(other)
+    assert [node.op_type for node in proto.graph.node if node.domain == DOMAIN] == [OPERATOR]
+    assert [function.name for function in proto.functions] == [OPERATOR]
+    score = OnnxRuntimeEngine(proto.SerializeToString()).infer(frames).score
+    unit = run.calibration.threshold - float(np.median(run.calibration.scores))
+    np.testing.assert_allclose(score, TorchEngine(other).infer(frames).score, atol=0.01 * unit)
+    assert np.abs(score - TorchEngine(run.network).infer(frames).score).max() > 0.1 * unit
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -187,7 +187,7 @@ def test_inputs_and_outputs_are_those_of_fp32(precision: Precision, bundle: Bund
 def test_the_entropy_part_of_fp16_is_in_fp32(bundle: Bundle) -> None:
     model = onnx.load_model_from_string(bundle.models["fp16"])
     constants = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
-    (scoring,) = (node for node in model.graph.node if node.domain == "meliad")
+    (scoring,) = (node for node in model.graph.node if node.op_type == "PatchEntropyScore")
     assert {constants[name] for name in scoring.input[1:]} == {onnx.TensorProto.FLOAT}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     assert {constants[node.input[1]] for node in convolutions} == {onnx.TensorProto.FLOAT16}

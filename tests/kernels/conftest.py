@@ -97,6 +97,37 @@ def reference() -> Callable[..., Outputs]:
     return run
 
 
+@pytest.fixture(scope="session")
+def even_light_reference() -> Callable[..., NDArray[np.float64]]:
+    """The NumPy definition of EvenLight."""
+    function: Callable[..., NDArray[np.float64]] = _import_file(
+        ROOT / "kernels" / "reference" / "even_light.py"
+    ).even_light
+    return function
+
+
+@pytest.fixture(scope="session")
+def even_light_frames() -> dict[str, NDArray[np.uint8]]:
+    """Frames of any kind, uint8 [N, H, W, 3]."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:96, :160]
+    gradient = np.stack([60 + rows, 30 + columns, 200 - rows // 2], axis=-1) + random.normal(0, 3, (96, 160, 3))
+    bright = np.full((1, 64, 32, 3), 7, np.uint8)
+    bright[0, 40, 3, 1] = 255
+    return {
+        "noise": random.integers(0, 256, (3, 64, 64, 3), np.uint8),
+        "gradient": gradient.clip(0, 255).astype(np.uint8)[np.newaxis],
+        "low contrast": random.integers(100, 104, (2, 32, 96, 3), np.uint8),
+        "flat": np.stack([np.full((32, 32, 3), level, np.uint8) for level in (1, 200, 254)]),
+        "black": np.zeros((1, 32, 32, 3), np.uint8),
+        "white": np.full((1, 256, 288, 3), 255, np.uint8),
+        "one bright value": bright,
+        "large": random.integers(0, 256, (1, 512, 480, 3), np.uint8) // 2 + 120,
+        "sizes that fit nothing": random.integers(0, 90, (2, 19, 37, 3), np.uint8),
+        "one pixel": np.array([[[[3, 90, 250]]]], np.uint8),
+    }
+
+
 def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"reference_{path.stem}", path)
     assert spec is not None
