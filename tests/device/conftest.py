@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import shutil
@@ -144,23 +145,18 @@ class SshDevice:
         return found
 
     def cut_power(self) -> None:
-        """Everything stops where it is."""
+        """Everything stops where it is, the sessions of its SSH server too."""
+        self.cut_links()
         while pids := self.processes():
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+            kill(pids)
             time.sleep(0.01)
         while self.booted:
             self.booted.pop().wait()
 
     def cut_links(self) -> None:
         """The sessions of its SSH server end; what they started goes on."""
-        for child in children(self.server.pid):
-            for pid in (*children(child), child):
-                if b"sshd" in Path(f"/proc/{pid}/comm").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+        sessions = children(self.server.pid)
+        kill([pid for session in sessions for pid in (*children(session), session) if is_sshd(pid)])
 
     def boot(self) -> None:
         """What systemd or a crontab does after the power came back."""
@@ -181,7 +177,24 @@ class SshDevice:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    try:
+        lists = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []  # it has ended
+    return [int(child) for listed in lists for child in listed]
+
+
+def is_sshd(pid: int) -> bool:
+    try:
+        return "sshd" in Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return False
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 MakeDevice = Callable[..., SshDevice]
