@@ -267,6 +267,21 @@ def test_without_python_nothing_begins(device: Any, at_workshop: Any, invoke: An
     assert outcome.error_line.endswith("Python 3.10 or newer is needed there: sudo apt install python3")
 
 
+def test_another_kind_of_processor_is_refused(
+    device: Any, at_workshop: Any, invoke: Any, make_bundle: Any, tmp_path: Path
+) -> None:
+    """The kernel calls itself 32-bit to programs under setarch."""
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\nexec setarch i686 {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    before = sorted(device.home.folder.glob("runtimes/*"))
+    outcome = invoke("flash", device.name, make_bundle(9), "--python", python)
+    assert outcome.code == 11
+    assert "on i686 with glibc" in outcome.error_line
+    assert outcome.error_line.endswith("there is no ONNX Runtime for this processor; aarch64 or x86_64 is needed")
+    assert sorted(device.home.folder.glob("runtimes/*")) == before
+
+
 def test_a_runtime_that_does_not_start_is_named(make_device: Any, flash: Any, make_bundle: Any) -> None:
     bare = make_device("bare", PYTHONPATH="/nowhere")
     outcome = flash(bare, make_bundle(9), "--python", "/usr/bin/python3")
