@@ -88,7 +88,8 @@ def _parse_png(data: bytes) -> ImageHeader:
             break
         is_critical = kind[:1].isupper()
         if is_critical and zlib.crc32(view[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            damage = f"has a wrong checksum in its {kind.decode('latin-1')} chunk"
+            name = kind.decode("ascii", "replace")
+            damage = f"has a wrong checksum in its {name if name.isalpha() else 'damaged'} chunk"
             break
         if kind == b"acTL":
             frames = struct.unpack_from(">I", data, position + 8)[0]

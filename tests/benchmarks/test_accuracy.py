@@ -85,7 +85,7 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_rounded(item) for item in value]
-    return pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+    return pytest.approx(value, rel=0.05) if isinstance(value, float) else value
 
 
 def test_row_has_mean_spread_and_intervals_over_seeds(result: dict[str, Any]) -> None:

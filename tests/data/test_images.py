@@ -295,6 +295,14 @@ def test_bad_files_leave_standard_error_clean(picture: np.ndarray, capfd: pytest
     assert capfd.readouterr().err == ""
 
 
+def test_a_chunk_whose_name_is_damaged_is_named_in_one_line() -> None:
+    encoded = bytearray(encode(Image.fromarray(np.zeros((9, 11, 3), np.uint8)), "PNG"))
+    encoded[13] = ord("\n")
+    with pytest.raises(ImageError) as caught:
+        decode_image(bytes(encoded), "damaged")
+    assert "\n" not in str(caught.value)
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_give_an_image_or_an_image_error(data: st.DataObject) -> None:
