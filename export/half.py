@@ -22,12 +22,8 @@ def to_fp16(model: ModelProto, keep_fp32: Collection[str] = ()) -> ModelProto:
         model: FP32 graph; not changed.
         keep_fp32: Names of nodes that stay in FP32.
     """
-    result = ModelProto()
-    result.CopyFrom(model)
+    result, converted, constants, made_inside = _copy_of(model, keep_fp32)
     graph = result.graph
-    converted = {node.name for node in low_precision_region(result)} - set(keep_fp32)
-    constants = {initializer.name: initializer for initializer in graph.initializer}
-    made_inside = {name for node in graph.node if node.name in converted for name in node.output}
     read_outside = {name for node in graph.node if node.name not in converted for name in node.input}
     read_outside.update(output.name for output in graph.output)
     nodes = []
@@ -72,12 +68,8 @@ def emulate_fp16(model: ModelProto, keep_fp32: Collection[str] = ()) -> ModelPro
         model: FP32 graph; not changed.
         keep_fp32: Names of nodes that stay in FP32.
     """
-    result = ModelProto()
-    result.CopyFrom(model)
+    result, lowered, constants, made_inside = _copy_of(model, keep_fp32)
     graph = result.graph
-    lowered = {node.name for node in low_precision_region(result)} - set(keep_fp32)
-    constants = {initializer.name: initializer for initializer in graph.initializer}
-    made_inside = {name for node in graph.node if node.name in lowered for name in node.output}
     entered: set[str] = set()
     nodes = []
     for node in graph.node:
@@ -99,6 +91,18 @@ def emulate_fp16(model: ModelProto, keep_fp32: Collection[str] = ()) -> ModelPro
     graph.node.extend(nodes)
     del graph.value_info[:]
     return result
+
+
+def _copy_of(
+    model: ModelProto, keep_fp32: Collection[str]
+) -> tuple[ModelProto, set[str], dict[str, TensorProto], set[str]]:
+    """A graph to change, names of the nodes to lower in it, its constants by name, and the tensors those nodes make."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    lowered = {node.name for node in low_precision_region(result)} - set(keep_fp32)
+    constants = {initializer.name: initializer for initializer in result.graph.initializer}
+    made_inside = {name for node in result.graph.node if node.name in lowered for name in node.output}
+    return result, lowered, constants, made_inside
 
 
 def _round_trip(name: str) -> list[NodeProto]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from meliad_edge import __version__
+from meliad_edge.device.system_files import read_text
 from meliad_edge.runtime.kernel_library import find_kernel_library
 
 Status = Literal["ok", "warn", "missing", "info"]
@@ -84,7 +85,7 @@ def probe(root: Path = Path("/")) -> tuple[Fact, ...]:
 
 def cpu_name(root: Path = Path("/")) -> str:
     """Model name of the processor, as reports quote it."""
-    described = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
+    described = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", read_text(root / "proc/cpuinfo"), re.MULTILINE)
     return described[1] if described else _board(root) or platform.machine()
 
 
@@ -98,7 +99,7 @@ def _system(root: Path) -> Iterator[Fact]:
     topic = "system"
     yield Fact(topic, "meliad-edge", __version__, "ok")
     yield Fact(topic, "Python", f"{platform.python_version()} ({platform.python_implementation()})", "ok")
-    release = re.search(r'^PRETTY_NAME="?([^"\n]+)', _read(root / "etc/os-release"), re.MULTILINE)
+    release = re.search(r'^PRETTY_NAME="?([^"\n]+)', read_text(root / "etc/os-release"), re.MULTILINE)
     yield Fact(topic, "system", f"{release[1] if release else platform.system()}, {platform.machine()}")
     l4t = _jetson_linux(root)
     if l4t and int(l4t[1]) >= _FIRST_SUPPORTED_L4T:
@@ -113,9 +114,9 @@ def _machine(root: Path) -> Iterator[Fact]:
     board = _board(root)
     if board:
         yield Fact(topic, "board", board)
-    cores = len(re.findall(r"^processor\s*:", _read(root / "proc/cpuinfo"), re.MULTILINE)) or os.cpu_count()
+    cores = len(re.findall(r"^processor\s*:", read_text(root / "proc/cpuinfo"), re.MULTILINE)) or os.cpu_count()
     yield Fact(topic, "CPU", f"{cpu_name(root)}, {cores} cores")
-    governors = {_read(path) for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")}
+    governors = {read_text(path) for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")}
     if governors:
         slow = "powersave" in governors
         fix = "sudo jetson_clocks" if _is_jetson(root) else "sudo cpupower frequency-set -g performance"
@@ -132,7 +133,7 @@ def _machine(root: Path) -> Iterator[Fact]:
 def _cpu_clock(root: Path) -> Iterator[Fact]:
     clocks = []
     for folder in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq")):
-        current, highest = (_read(folder / name) for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
+        current, highest = (read_text(folder / name) for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
         if current.isdigit() and highest.isdigit():
             clocks.append((int(current), int(highest)))
     if clocks:
@@ -142,7 +143,7 @@ def _cpu_clock(root: Path) -> Iterator[Fact]:
 
 
 def _memory(root: Path) -> Iterator[Fact]:
-    kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
+    kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", read_text(root / "proc/meminfo"), re.MULTILINE))
     if "MemTotal" in kib and "MemAvailable" in kib:
         total, available = (int(kib[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
         low = available < _LOW_MEMORY_BYTES
@@ -152,16 +153,16 @@ def _memory(root: Path) -> Iterator[Fact]:
 
 def _power(root: Path) -> Iterator[Fact]:
     topic = "machine"
-    mode = re.search(r"pmode:0*(\d+)", _read(root / "var/lib/nvpmodel/status"))
+    mode = re.search(r"pmode:0*(\d+)", read_text(root / "var/lib/nvpmodel/status"))
     if mode:
-        names = dict(re.findall(r"POWER_MODEL ID=(\d+) NAME=(\S+)", _read(root / "etc/nvpmodel.conf")))
+        names = dict(re.findall(r"POWER_MODEL ID=(\d+) NAME=(\S+)", read_text(root / "etc/nvpmodel.conf")))
         yield Fact(topic, "power mode", f"{mode[1]} ({names.get(mode[1], 'unnamed')})")
     for device in sorted(root.glob("sys/class/devfreq/*")):
         if re.search(r"gpu|ga10b|gv11b", device.name):
-            current, highest = (_read(device / name) for name in ("cur_freq", "max_freq"))
+            current, highest = (read_text(device / name) for name in ("cur_freq", "max_freq"))
             if current.isdigit() and highest.isdigit():
                 yield Fact(topic, "GPU clock", f"{int(current) / 1e6:.0f} MHz of {int(highest) / 1e6:.0f} MHz")
-    readings = (_read(path) for path in root.glob("sys/class/thermal/thermal_zone*/temp"))
+    readings = (read_text(path) for path in root.glob("sys/class/thermal/thermal_zone*/temp"))
     celsius = [int(reading) / 1000.0 for reading in readings if re.fullmatch(r"-?\d+", reading)]
     if celsius:
         hot = max(celsius) >= _HOT_CELSIUS
@@ -233,11 +234,11 @@ def _gpu(root: Path) -> Iterator[Fact]:
     gpus = _nvidia_gpus(root)
     for gpu in gpus:
         yield Fact(topic, "NVIDIA GPU", gpu, "ok")
-    if not gpus and any(_read(path) == _NVIDIA_PCI_VENDOR for path in root.glob("sys/bus/pci/devices/*/vendor")):
+    if not gpus and any(read_text(path) == _NVIDIA_PCI_VENDOR for path in root.glob("sys/bus/pci/devices/*/vendor")):
         yield Fact(topic, "NVIDIA GPU", "present, but no driver is loaded", "warn", "sudo apt install nvidia-driver")
     elif not gpus:
         yield Fact(topic, "NVIDIA GPU", "none; models run on the CPU")
-    cuda = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', _read(root / "usr/local/cuda/version.json"))
+    cuda = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', read_text(root / "usr/local/cuda/version.json"))
     if cuda:
         yield Fact(topic, "CUDA", f"{cuda[1]} in /usr/local/cuda", "ok")
     elif gpus:
@@ -273,7 +274,7 @@ def _nvidia_gpus(root: Path) -> list[str]:
             rows = (line.split(", ") for line in answer.stdout.splitlines())
             return [f"{row[0]}, driver {row[1]}, {row[2]}" for row in rows if len(row) == 3]
     models = [
-        re.search(r"^Model:\s*(.+)$", _read(path), re.MULTILINE)
+        re.search(r"^Model:\s*(.+)$", read_text(path), re.MULTILINE)
         for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
     ]
     driver = _kernel_module(root)
@@ -285,13 +286,13 @@ def _nvidia_gpus(root: Path) -> list[str]:
 
 def _kernel_module(root: Path) -> str | None:
     """Version of NVIDIA's kernel module."""
-    module = re.search(r"Kernel Module.*?(\d+\.\d+[\d.]*)", _read(root / "proc/driver/nvidia/version"))
+    module = re.search(r"Kernel Module.*?(\d+\.\d+[\d.]*)", read_text(root / "proc/driver/nvidia/version"))
     return module[1] if module else None
 
 
 def _jetson_linux(root: Path) -> re.Match[str] | None:
     """Release and revision of Jetson Linux."""
-    return re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _read(root / "etc/nv_tegra_release"))
+    return re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", read_text(root / "etc/nv_tegra_release"))
 
 
 def _workshop() -> Iterator[Fact]:
@@ -315,7 +316,7 @@ def _cameras(root: Path) -> Iterator[Fact]:
     devices = sorted(root.glob("dev/video[0-9]*"), key=lambda path: int(path.name.removeprefix("video")))
     described = []
     for device in devices:
-        label = _read(root / "sys/class/video4linux" / device.name / "name")
+        label = read_text(root / "sys/class/video4linux" / device.name / "name")
         described.append(f"/dev/{device.name}" + (f" ({label})" if label else ""))
     yield Fact("cameras", "V4L2", ", ".join(described) or "no /dev/video*; files and network cameras work")
     yield from _gstreamer_elements(root)
@@ -341,7 +342,7 @@ def _gstreamer_elements(root: Path) -> Iterator[Fact]:
 
 
 def _board(root: Path) -> str:
-    return _read(root / "proc/device-tree/model").rstrip("\0")
+    return read_text(root / "proc/device-tree/model").rstrip("\0")
 
 
 def _is_jetson(root: Path) -> bool:
@@ -354,11 +355,3 @@ def _installed(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _read(path: Path) -> str:
-    """Stripped text of a small system file, empty when it is not there or not readable."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

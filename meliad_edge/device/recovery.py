@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from meliad_edge.device.system_files import read_text
 from meliad_edge.errors import DeviceError, UsageError
 
 _NVIDIA_USB = "0955"
@@ -43,8 +44,8 @@ BOARDS = {
 def find_board(root: Path = Path("/")) -> str | None:
     """Key in :data:`BOARDS` of the board that is connected in recovery mode, from the USB devices in sysfs."""
     for device in sorted(root.glob("sys/bus/usb/devices/*/idVendor")):
-        if _read(device) == _NVIDIA_USB:
-            product = _read(device.with_name("idProduct"))
+        if read_text(device) == _NVIDIA_USB:
+            product = read_text(device.with_name("idProduct"))
             for key, board in BOARDS.items():
                 if product in board.usb_products:
                     return key
@@ -86,10 +87,3 @@ def require_ready(key: str, jetson_linux: Path, root: Path = Path("/")) -> None:
             "while switching on, then: lsusb -d 0955:"
         )
         raise DeviceError(msg)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""

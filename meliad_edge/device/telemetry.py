@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from meliad_edge.device.system_files import read_text
+
 _RAPL = "sys/class/powercap/intel-rapl:*"
 _HWMON = "sys/class/hwmon/hwmon*"
 # The rail that feeds a whole Jetson module, by the labels of its monitors.
@@ -43,7 +45,7 @@ def read_telemetry(root: Path = Path("/")) -> Telemetry:
     """
     clocks = [value / 1e3 for value in _numbers(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
     if not clocks:
-        clocks = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _read(root / "proc/cpuinfo"), re.M)]
+        clocks = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", read_text(root / "proc/cpuinfo"), re.M)]
     temperatures = list(_numbers(root, "sys/class/thermal/thermal_zone*/temp"))
     throttled = list(_numbers(root, "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count"))
     # One counter per socket; those of a socket's parts are named intel-rapl:0:0 and so on, and are in its own.
@@ -76,7 +78,7 @@ def _module_power_w(root: Path) -> float | None:
     """Volts times amperes of the rail that feeds the module, from the INA3221 monitors of a Jetson."""
     for monitor in sorted(root.glob(_HWMON)):
         for label in sorted(monitor.glob("in*_label")):
-            if _read(label) in _MODULE_RAILS:
+            if read_text(label) in _MODULE_RAILS:
                 number = label.name.removeprefix("in").removesuffix("_label")
                 volts, amperes = (list(_numbers(monitor, f"{kind}{number}_input")) for kind in ("in", "curr"))
                 if volts and amperes:
@@ -86,13 +88,5 @@ def _module_power_w(root: Path) -> float | None:
 
 def _numbers(folder: Path, pattern: str) -> Iterator[float]:
     for path in folder.glob(pattern):
-        if re.fullmatch(r"-?\d+", text := _read(path)):
+        if re.fullmatch(r"-?\d+", text := read_text(path)):
             yield float(text)
-
-
-def _read(path: Path) -> str:
-    """Stripped text of a small system file, empty when it is not there or not readable."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
