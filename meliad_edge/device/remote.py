@@ -31,6 +31,7 @@ _PROBE_MODULES = (
     "__init__.py",
     "device/__init__.py",
     "device/probe.py",
+    "device/system_files.py",
     "runtime/__init__.py",
     "runtime/kernel_library.py",
 )

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
 
 from meliad_edge.cli import main
+from meliad_edge.device import remote
 
 
 def run(*arguments: str) -> int:
@@ -43,3 +45,11 @@ def test_a_missing_requirement_ends_with_its_fix(capsys, monkeypatch):
     assert captured.err == (
         "meliad-edge: 1 required part(s) missing: ONNX Runtime; run: pip install --force-reinstall onnxruntime\n"
     )
+
+
+def test_the_probe_that_travels_needs_nothing_else():
+    alone = [sys.executable, "-I", "-S", "-c", remote._PROBE_FROM_ARCHIVE]
+    done = subprocess.run(alone, input=remote._probe_archive(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    names = {fact["name"] for fact in json.loads(done.stdout)["facts"]}
+    assert {"system", "ONNX Runtime", "memory"} <= names
