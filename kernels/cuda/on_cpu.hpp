@@ -80,7 +80,7 @@ using Message = std::array<uint32_t, 8>;
 
 struct Copy {
   void* target;
-  const void* source;
+  const void* source;  // null for zeros
   size_t bytes;
 };
 
@@ -116,6 +116,7 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   Meeting barrier;
+  std::vector<char> votes[2];  // of even and odd generations, as above
   std::map<int, std::unique_ptr<char[]>> shared;
 #ifdef MELIAD_ON_CPU_THREADS
   std::mutex mutex;
@@ -279,6 +280,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, c
     block.grid = grid;
     block.threads.resize(threads);
     block.warps.resize((threads + on_cpu::kWarp - 1) / on_cpu::kWarp);
+    for (std::vector<char>& votes : block.votes) votes.resize(threads);
     for (unsigned i = 0; i < threads; ++i) {
       block.threads[i].block = &block;
       block.threads[i].index = i;
@@ -292,11 +294,31 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, c
 
 #define threadIdx (dim3(::meliad::cuda::on_cpu::self->index, 0, 0))
 #define blockIdx (::meliad::cuda::on_cpu::self->block->index)
+#define blockDim (dim3(unsigned(::meliad::cuda::on_cpu::self->block->threads.size())))
 #define gridDim (::meliad::cuda::on_cpu::self->block->grid)
 
 inline void __syncthreads() {
   auto& block = *meliad::cuda::on_cpu::self->block;
   meliad::cuda::on_cpu::meet(block.barrier, unsigned(block.threads.size()));
+}
+
+inline int __syncthreads_count(int predicate) {
+  auto& block = *meliad::cuda::on_cpu::self->block;
+  std::vector<char>* votes;
+  {
+    const meliad::cuda::on_cpu::Exclusive exclusive(block);
+    votes = &block.votes[block.barrier.generation % 2];
+  }
+  (*votes)[meliad::cuda::on_cpu::self->index] = predicate != 0;
+  __syncthreads();
+  return int(std::count(votes->begin(), votes->end(), 1));
+}
+
+inline void __threadfence() {}  // blocks run one after the other
+
+template <typename Type>
+Type __ldcg(const Type* address) {
+  return *address;
 }
 
 using std::isnan;

@@ -1,7 +1,7 @@
-// Three kernels. The first is a matrix product, embeddings times prototypes, whose tiles stay on chip: of each tile
-// only the minimum, the soft total and the nearest prototype per cell leave it. The second joins them into evidence,
-// the third averages the top cells. The equation is spelled out in reference/patch_entropy.py; ROOFLINE.md says what
-// it costs.
+// Two kernels. The first is a matrix product, embeddings times prototypes, whose tiles stay on chip: of each tile only
+// the minimum, the soft total and the nearest prototype per cell leave it. The second joins them into evidence and
+// averages the top cells. The equation is spelled out in reference/patch_entropy.py; ROOFLINE.md says what it costs.
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
@@ -11,15 +11,25 @@
 namespace meliad::cuda {
 namespace {
 
-// A block of 4 warps multiplies tiles of 64 prototypes and 32 cells, 32 channels at a time.
-constexpr int kThreads = 128, kCells = 32, kPrototypes = 64, kDepth = 32;
-// Groups of threads that go through the same cells, each with its share of the prototypes or channels of a tile.
-constexpr int kShares = kThreads / kCells;
-// Blocks among which the prototypes are divided, to fill a device with the cells of one image. Always as many, so that
-// sums are added in the same order on every device.
+// A block of 4 warps multiplies tiles of 64 prototypes and some cells, 32 channels at a time, while the next ones are
+// on their way.
+constexpr int kThreads = 128, kPrototypes = 64, kDepth = 32;
+// Blocks among which the prototypes of a class are divided at most, to fill a device with the cells of one image. It
+// does not depend on the device, so that sums are added in the same order on all.
 constexpr int kSplits = 8;
-constexpr int kJoinThreads = 128;
-constexpr int kTopThreads = 256;
+constexpr int kFinishThreads = 1024;
+
+// Cells of a tile, and tiles on chip at a time: what the 48 kB of shared memory hold that need no permission.
+template <typename Element>
+struct Tiling;
+template <>
+struct Tiling<float> {
+  static constexpr int kCells = 32, kStages = 3;
+};
+template <>
+struct Tiling<Half> {
+  static constexpr int kCells = 64, kStages = 4;
+};
 
 struct ClassSummary {
   float minimum;    // of the distances
@@ -29,73 +39,101 @@ struct ClassSummary {
 
 enum Class { kNormal, kAnomaly, kClasses };
 
+// Sizes are int: what one image or the prototypes hold has fewer than 2^31 elements.
 template <typename Element>
 struct Problem {
   PatchEntropyBatchOf<Element> batch;
   const Element* prototypes;
-  int64_t count[kClasses];  // prototypes of each class
+  int depth, cells;
+  int count[kClasses];   // prototypes of each class
+  int splits[kClasses];  // blocks that share them
   PatchEntropyParameters parameters;
   float log2e_over_softness;
   bool aligned;             // rows of z and prototypes may be read 16 bytes at a time
-  ClassSummary* summaries;  // [N, kSplits, kClasses, cells]
+  ClassSummary* summaries;  // [N, kClasses * kSplits, cells], those of normal prototypes first
   float* along;             // [N, cells]: direction . z
+  int* finished;            // [N]: blocks of the second kernel
 };
 
-// Tiles of the operands. The 16 bytes behind each row spread the rows over the banks.
+// Operands of a tile. The 16 bytes behind each row spread the rows over the banks.
 template <typename Element>
 struct Stage {
-  static constexpr int kPadding = 16 / sizeof(Element);
+  static constexpr int kCells = Tiling<Element>::kCells, kPadding = 16 / sizeof(Element);
   alignas(16) Element z[kDepth][kCells + kPadding];
   alignas(16) Element prototypes[kPrototypes][kDepth + kPadding];
+  alignas(16) float direction[kDepth];
 };
 
-__host__ __device__ int64_t tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
+__host__ __device__ constexpr int tiles(int64_t size, int tile) { return int((size + tile - 1) / tile); }
 
-// Of the summaries of two sets of prototypes that of both; a class that ends up empty keeps total 0.
-__device__ ClassSummary join(const ClassSummary& a, const ClassSummary& b, float log2e_over_softness) {
-  ClassSummary both;
-  const bool b_is_nearer = b.minimum < a.minimum || (b.minimum == a.minimum && b.nearest < a.nearest);
-  both.minimum = b_is_nearer ? b.minimum : a.minimum;
-  both.nearest = b_is_nearer ? b.nearest : a.nearest;
-  // A total of 0 may come with an infinite minimum, and Inf - Inf must not spoil the other total.
-  both.total = (a.total == 0 ? 0 : a.total * exp2f((both.minimum - a.minimum) * log2e_over_softness)) +
-               (b.total == 0 ? 0 : b.total * exp2f((both.minimum - b.minimum) * log2e_over_softness));
-  return both;
+// Of the summaries of some sets of prototypes that of all; a class that ends up empty keeps total 0.
+template <int kSets>
+__device__ ClassSummary join(const ClassSummary (&sets)[kSets], float log2e_over_softness) {
+  ClassSummary all = {sets[0].minimum, 0, sets[0].nearest};
+#pragma unroll
+  for (int i = 1; i < kSets; ++i) {
+    const ClassSummary& set = sets[i];
+    if (set.minimum < all.minimum || (set.minimum == all.minimum && set.nearest < all.nearest)) {
+      all = {set.minimum, 0, set.nearest};
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kSets; ++i) {
+    // A total of 0 may come with an infinite minimum, and Inf - Inf must not spoil the others.
+    const float scale = fast_exp2((all.minimum - sets[i].minimum) * log2e_over_softness);
+    all.total += sets[i].total == 0 ? 0 : sets[i].total * scale;
+  }
+  return all;
 }
 
-// Copies rows [first_row, first_row + kRows) and columns [first_column, first_column + kColumns) of a matrix with
-// row_length columns into a tile, zeros where the matrix ends.
+// Copies a tile of a matrix, zeros where that ends: of the rows and columns that are left from its corner on.
 template <int kRows, int kColumns, typename Element, int kTileColumns>
-__device__ void load_tile(Element (&tile)[kRows][kTileColumns], const Element* matrix, int64_t rows, int64_t row_length,
-                          int64_t first_row, int64_t first_column, bool aligned) {
-  constexpr int kVector = 16 / sizeof(Element);
+__device__ __forceinline__ void load_tile(Element (&tile)[kRows][kTileColumns], const Element* corner, int row_length,
+                                          int rows, int columns, bool aligned) {
+  constexpr int kVector = 16 / sizeof(Element), kVectors = kColumns / kVector;
+  static_assert(kRows * kVectors % kThreads == 0, "every thread copies as much");
+  const int thread = int(threadIdx.x);
   if (aligned) {
-    for (int i = int(threadIdx.x); i < kRows * kColumns / kVector; i += kThreads) {
-      const int row = i / (kColumns / kVector), column = i % (kColumns / kVector) * kVector;
-      if (first_row + row < rows && first_column + column < row_length) {
-        copy_16_bytes(&tile[row][column], matrix + (first_row + row) * row_length + first_column + column);
-      } else {
-        for (int j = 0; j < kVector; ++j) tile[row][column + j] = Element(0.0f);
-      }
+#pragma unroll
+    for (int i = 0; i < kRows * kVectors / kThreads; ++i) {
+      const int row = thread / kVectors + i * (kThreads / kVectors), column = thread % kVectors * kVector;
+      copy_or_zero<16>(&tile[row][column], corner + row * row_length + column, row < rows && column < columns);
     }
   } else {
 #pragma unroll 2
-    for (int i = int(threadIdx.x); i < kRows * kColumns; i += kThreads) {
+    for (int i = thread; i < kRows * kColumns; i += kThreads) {
       const int row = i / kColumns, column = i % kColumns;
-      const bool inside = first_row + row < rows && first_column + column < row_length;
-      tile[row][column] = inside ? matrix[(first_row + row) * row_length + first_column + column] : Element(0.0f);
+      tile[row][column] = row < rows && column < columns ? corner[row * row_length + column] : Element(0.0f);
     }
   }
 }
 
-// The 16 products of a thread, and where they belong in the tile: in single precision on the ordinary cores, because
-// tensor cores would round the operands.
+// The shared memory of a block. Groups of threads, the shares, go through the same cells, each with its part of the
+// prototypes or channels of a tile.
+template <typename Element>
+struct Scratch {
+  static constexpr int kCells = Tiling<Element>::kCells, kShares = kThreads / kCells;
+  union {
+    Stage<Element> stages[Tiling<Element>::kStages];
+    float products[kPrototypes][kCells + 1];
+    ClassSummary shares[kShares][kCells];
+  };
+  float prototype_norms[kPrototypes];  // squared
+  float cell_norms[kCells];
+  float partial_norms[2][kThreads];
+  float along[kShares][kCells];
+};
+
+// What a thread adds up of the product of a tile, and of the squared norms of its rows and columns. In single precision
+// on the ordinary cores, because tensor cores would round the operands.
 struct SingleProducts {
+  static constexpr int kCells = Tiling<float>::kCells, kShares = kThreads / kCells;
   static constexpr int kCellGroups = kCells / 4, kPrototypeGroups = kThreads / kCellGroups;
-  float sums[4][4] = {};  // prototypes group + 16 i, cells 4 group + j
+  float sums[4][4] = {};                    // prototypes group + 16 i, cells 4 group + j
+  float prototype_norm = 0, cell_norm = 0;  // over a part of the channels
 
   __device__ void add(const Stage<float>& stage) {
-    const int cell = int(threadIdx.x) % kCellGroups * 4, group = int(threadIdx.x) / kCellGroups;
+    const int thread = int(threadIdx.x), cell = thread % kCellGroups * 4, group = thread / kCellGroups;
 #pragma unroll 2
     for (int depth = 0; depth < kDepth; depth += 4) {
       float p[4][4], z[4][4];
@@ -116,154 +154,193 @@ struct SingleProducts {
         }
       }
     }
+#pragma unroll
+    for (int i = 0; i < kDepth / 2; ++i) {
+      const float value = stage.prototypes[thread / 2][thread % 2 * (kDepth / 2) + i];
+      prototype_norm += value * value;
+    }
+#pragma unroll
+    for (int i = 0; i < kDepth / kShares; ++i) {
+      const float value = stage.z[thread / kCells * (kDepth / kShares) + i][thread % kCells];
+      cell_norm += value * value;
+    }
   }
 
-  template <typename Tile>
-  __device__ void store(Tile& tile) const {
-    const int cell = int(threadIdx.x) % kCellGroups * 4, group = int(threadIdx.x) / kCellGroups;
+  __device__ void store(Scratch<float>& scratch) const {
+    const int thread = int(threadIdx.x), cell = thread % kCellGroups * 4, group = thread / kCellGroups;
     for (int i = 0; i < 4; ++i) {
-      for (int j = 0; j < 4; ++j) tile[group + kPrototypeGroups * i][cell + j] = sums[i][j];
+      for (int j = 0; j < 4; ++j) scratch.products[group + kPrototypeGroups * i][cell + j] = sums[i][j];
+    }
+    scratch.partial_norms[0][thread] = prototype_norm;
+    scratch.partial_norms[1][thread] = cell_norm;
+    __syncthreads();
+    float sum = 0;
+    if (thread < kPrototypes) {
+      for (int i = 0; i < 2; ++i) sum += scratch.partial_norms[0][2 * thread + i];
+      scratch.prototype_norms[thread] = sum;
+    } else if (thread < kPrototypes + kCells) {
+      const int column = thread - kPrototypes;
+      for (int i = 0; i < kShares; ++i) sum += scratch.partial_norms[1][column + kCells * i];
+      scratch.cell_norms[column] = sum;
     }
   }
 };
 
-// The same on tensor cores, which multiply halves exactly: a warp takes 16 prototypes and all cells.
+// The same on tensor cores, which multiply halves exactly: a warp takes 32 prototypes and 32 cells. Squared norms are
+// the diagonal of the product of a fragment with itself; of the two warps that share prototypes, and of the two that
+// share cells, each does so for 16 of them.
 struct HalfProducts {
-  float sums[kCells / 8][4] = {};
+  static constexpr int kCells = Tiling<Half>::kCells;
+  float sums[2][4][4] = {};
+  float prototype_squares[2][4] = {}, cell_squares[2][4] = {};
+
+  __device__ static int lane() { return int(threadIdx.x) % 32; }
+  __device__ static int prototype_warp() { return int(threadIdx.x) / 32 % 2; }
+  __device__ static int cell_warp() { return int(threadIdx.x) / 64; }
 
   __device__ void add(const Stage<Half>& stage) {
-    const int lane = int(threadIdx.x) % 32, first_prototype = int(threadIdx.x) / 32 * 16;
 #pragma unroll
     for (int depth = 0; depth < kDepth; depth += 16) {
-      uint32_t p[4];
-      load_matrices<false>(p, &stage.prototypes[first_prototype + lane % 16][depth + lane / 16 * 8]);
+      uint32_t p[2][4], z[2][4];
 #pragma unroll
-      for (int cell = 0; cell < kCells; cell += 16) {
-        uint32_t z[4];
-        load_matrices<true>(z, &stage.z[depth + lane % 16][cell + lane / 16 * 8]);
-        multiply_add(sums[cell / 8], p, z[0], z[1]);
-        multiply_add(sums[cell / 8 + 1], p, z[2], z[3]);
+      for (int i = 0; i < 2; ++i) {
+        const int row = 32 * prototype_warp() + 16 * i + lane() % 16, column = 32 * cell_warp() + 16 * i;
+        load_matrices<false>(p[i], &stage.prototypes[row][depth + lane() / 16 * 8]);
+        load_matrices<true>(z[i], &stage.z[depth + lane() % 16][column + lane() / 16 * 8]);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          multiply_add(sums[i][2 * j], p[i], z[j][0], z[j][1]);
+          multiply_add(sums[i][2 * j + 1], p[i], z[j][2], z[j][3]);
+        }
+      }
+      uint32_t own_p[4], own_z[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        constexpr int kTransposed[] = {0, 2, 1, 3};  // quadrants of a right factor as those of a left one
+        own_p[i] = cell_warp() == 0 ? p[0][i] : p[1][i];
+        own_z[i] = prototype_warp() == 0 ? z[0][kTransposed[i]] : z[1][kTransposed[i]];
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        multiply_add(prototype_squares[i], own_p, own_p[i], own_p[i + 2]);
+        multiply_add(cell_squares[i], own_z, own_z[i], own_z[i + 2]);
       }
     }
   }
 
-  template <typename Tile>
-  __device__ void store(Tile& tile) const {
-    const int lane = int(threadIdx.x) % 32, first_prototype = int(threadIdx.x) / 32 * 16;
-    for (int i = 0; i < kCells / 8; ++i) {
+  __device__ void store(Scratch<Half>& scratch) const {
+    const int row = lane() / 4, column = 2 * (lane() % 4);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float (*corner)[kCells + 1] = &scratch.products[32 * prototype_warp() + 16 * i + row];
+#pragma unroll
       for (int j = 0; j < 4; ++j) {
-        tile[first_prototype + lane / 4 + j / 2 * 8][8 * i + 2 * (lane % 4) + j % 2] = sums[i][j];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) corner[k / 2 * 8][32 * cell_warp() + 8 * j + column + k % 2] = sums[i][j][k];
+      }
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        if (row != column + k) continue;
+        const int own_half = 8 * i + row;
+        scratch.prototype_norms[32 * prototype_warp() + 16 * cell_warp() + own_half] = prototype_squares[i][2 * i + k];
+        scratch.cell_norms[32 * cell_warp() + 16 * prototype_warp() + own_half] = cell_squares[i][2 * i + k];
       }
     }
   }
 };
 
-// What a tile leaves for its summary, and the summaries of the shares.
-struct Scratch {
-  float distances[kPrototypes][kCells + 1];  // first the products
-  float prototype_norms[2][kPrototypes];
-  float cell_norms[kShares][kCells];
-  float along[kShares][kCells];
-  ClassSummary shares[kShares][kClasses][kCells];
-};
-
-// Grid: tiles of cells, splits of the prototypes, images.
+// Grid: tiles of cells, splits of the normal prototypes and then of the anomalous ones, images.
 template <typename Element>
 __global__ void __launch_bounds__(kThreads, 4) summarise(Problem<Element> problem) {
   using Products = std::conditional_t<std::is_same<Element, float>::value, SingleProducts, HalfProducts>;
-  using Stages = Stage<Element>[2];
-  MELIAD_SHARED(Stages, stages);
-  MELIAD_SHARED(Scratch, scratch);
+  constexpr int kCells = Tiling<Element>::kCells, kStages = Tiling<Element>::kStages;
+  constexpr int kShares = Scratch<Element>::kShares, kShare = kPrototypes / kShares;
+  MELIAD_SHARED(Scratch<Element>, scratch);
   const int thread = int(threadIdx.x), own_cell = thread % kCells, share = thread / kCells;
-  const int64_t depth = problem.batch.depth, cells = problem.batch.cells, image = blockIdx.z;
-  const int64_t first_cell = int64_t(blockIdx.x) * kCells;
-  const Element* z = problem.batch.z + image * depth * cells;
-  const int64_t normal_tiles = tiles(problem.count[kNormal], kPrototypes);
-  const int64_t all_tiles = normal_tiles + tiles(problem.count[kAnomaly], kPrototypes);
-  const int64_t first_tile = all_tiles * blockIdx.y / kSplits, end_tile = all_tiles * (blockIdx.y + 1) / kSplits;
+  const int depth = problem.depth, cells = problem.cells, steps = tiles(depth, kDepth);
+  const int first_cell = int(blockIdx.x) * kCells, split = int(blockIdx.y);
+  const int64_t image = blockIdx.z;
+  const Element* z = problem.batch.z + image * depth * cells + first_cell;
+  const Class side = split < problem.splits[kNormal] ? kNormal : kAnomaly;
+  const Element* prototypes = problem.prototypes + (side == kNormal ? 0 : problem.count[kNormal] * depth);
+  const int split_of_class = side == kNormal ? split : split - problem.splits[kNormal];
+  const int64_t class_tiles = tiles(problem.count[side], kPrototypes);
+  const int first_tile = int(class_tiles * split_of_class / problem.splits[side]);
+  const int end_tile = int(class_tiles * (split_of_class + 1) / problem.splits[side]);
+  if (thread == 0 && blockIdx.x == 0 && split == 0) problem.finished[image] = 0;
 
-  ClassSummary normal = {INFINITY, 0, 0}, anomaly = normal;
-  float cell_norm = 0, along = 0;  // over a share of the channels
-  for (int64_t tile = first_tile; tile < end_tile; ++tile) {
-    const Class side = tile < normal_tiles ? kNormal : kAnomaly;
-    const Element* prototypes = problem.prototypes + (side == kNormal ? 0 : problem.count[kNormal] * depth);
-    const int64_t first = (side == kNormal ? tile : tile - normal_tiles) * kPrototypes;  // within the class
-    const auto load = [&](int64_t first_channel, Stage<Element>& stage) {
-      load_tile<kDepth, kCells>(stage.z, z, depth, cells, first_channel, first_cell, problem.aligned);
-      load_tile<kPrototypes, kDepth>(stage.prototypes, prototypes, problem.count[side], depth, first, first_channel,
-                                     problem.aligned);
-      commit_copies();
+  ClassSummary summary = {INFINITY, 0, 0};
+  float along = 0;  // over a share of the channels
+  for (int tile = first_tile; tile < end_tile; ++tile) {
+    const int first = tile * kPrototypes, left = problem.count[side] - first;
+    const bool adds_along = split == 0 && tile == first_tile;
+    const Element *next_z = z, *next_prototypes = prototypes + first * depth;
+    const float* next_direction = problem.batch.direction + thread;
+    int channels = depth;  // that have not been asked for
+    const auto load = [&](int step) {
+      if (channels > 0) {
+        Stage<Element>& stage = scratch.stages[step % kStages];
+        load_tile<kDepth, kCells>(stage.z, next_z, cells, channels, cells - first_cell, problem.aligned);
+        load_tile<kPrototypes, kDepth>(stage.prototypes, next_prototypes, depth, left, channels, problem.aligned);
+        if (adds_along && thread < kDepth) copy_or_zero<4>(&stage.direction[thread], next_direction, thread < channels);
+        next_z += kDepth * cells;
+        next_prototypes += kDepth;
+        next_direction += kDepth;
+        channels -= kDepth;
+      }
+      commit_copies();  // an empty group behind the last step keeps the count
     };
 
     Products products;
-    float prototype_norm = 0;
-    load(0, stages[0]);
-    int current = 0;
-    for (int64_t channel = 0; channel < depth; channel += kDepth) {
-      if (channel + kDepth < depth) {
-        load(channel + kDepth, stages[1 - current]);
-        wait_for_copies<1>();
-      } else {
-        wait_for_copies<0>();
-      }
-      __syncthreads();
-      const Stage<Element>& stage = stages[current];
+    for (int step = 0; step < kStages - 1; ++step) load(step);
+    for (int step = 0; step < steps; ++step) {
+      wait_for_copies<kStages - 2>();
+      __syncthreads();  // the copies of all threads are there, and all are done with the stage that is filled next
+      load(step + kStages - 1);
+      const Stage<Element>& stage = scratch.stages[step % kStages];
       products.add(stage);
-      if (tile == first_tile) {  // the same for all tiles
-        for (int i = share; i < kDepth; i += kShares) {
-          const float value = float(stage.z[i][own_cell]);
-          cell_norm += value * value;
-          if (channel + i < depth) along += value * problem.batch.direction[channel + i];
-        }
+      if (adds_along) {
+        for (int i = share; i < kDepth; i += kShares) along += float(stage.z[i][own_cell]) * stage.direction[i];
       }
-      for (int i = thread / kPrototypes; i < kDepth; i += 2) {
-        const float value = float(stage.prototypes[thread % kPrototypes][i]);
-        prototype_norm += value * value;
-      }
-      __syncthreads();  // the stage is filled again in the next round but one
-      current = 1 - current;
     }
 
-    products.store(scratch.distances);
-    if (tile == first_tile) scratch.cell_norms[share][own_cell] = cell_norm;
-    scratch.prototype_norms[thread / kPrototypes][thread % kPrototypes] = prototype_norm;
+    __syncthreads();  // the products lie where the stages lay
+    products.store(scratch);
     __syncthreads();
-    float squared_norm = 0;
-    for (int i = 0; i < kShares; ++i) squared_norm += scratch.cell_norms[i][own_cell];
-    ClassSummary of_tile = {INFINITY, 0, 0};
-    const int begin = share * (kPrototypes / kShares);
-    const int end = min(begin + kPrototypes / kShares, int(min(problem.count[side] - first, int64_t{kPrototypes})));
-    for (int k = begin; k < end; ++k) {
-      const float norms = squared_norm + (scratch.prototype_norms[0][k] + scratch.prototype_norms[1][k]);
-      const float squared = norms - 2 * scratch.distances[k][own_cell];
-      const float distance = sqrtf(squared < 0 ? 0 : squared);                      // NaN is not less than 0 and stays
-      if (distance < of_tile.minimum) of_tile = {distance, 0, int32_t(first + k)};  // the lowest index wins a tie
-      scratch.distances[k][own_cell] = distance;
+    const float cell_norm = scratch.cell_norms[own_cell];
+    float distances[kShare];
+    ClassSummary pair[2] = {summary, {INFINITY, 0, 0}};
+    ClassSummary& of_tile = pair[1];
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) {
+      const int row = share * kShare + i;
+      const float squared = cell_norm + scratch.prototype_norms[row] - 2 * scratch.products[row][own_cell];
+      // NaN is not less than 0 and stays. Behind the last prototype of the class there is none.
+      distances[i] = row < left ? fast_square_root(squared < 0 ? 0 : squared) : INFINITY;
+      if (distances[i] < of_tile.minimum) of_tile = {distances[i], 0, first + row};  // the lowest index wins a tie
     }
-    for (int k = begin; k < end; ++k) {
-      const float distance = scratch.distances[k][own_cell];
-      if (distance != INFINITY) of_tile.total += exp2f((of_tile.minimum - distance) * problem.log2e_over_softness);
+    const float from = of_tile.minimum == INFINITY ? 0 : of_tile.minimum;  // Inf - Inf would not be nothing
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) {
+      of_tile.total += fast_exp2((from - distances[i]) * problem.log2e_over_softness);
     }
-    if (side == kNormal) {
-      normal = join(normal, of_tile, problem.log2e_over_softness);
-    } else {
-      anomaly = join(anomaly, of_tile, problem.log2e_over_softness);
-    }
+    summary = join(pair, problem.log2e_over_softness);
+    __syncthreads();  // the stages are filled again, or the summaries are handed over
   }
 
-  scratch.shares[share][kNormal][own_cell] = normal;
-  scratch.shares[share][kAnomaly][own_cell] = anomaly;
+  scratch.shares[share][own_cell] = summary;
   scratch.along[share][own_cell] = along;
   __syncthreads();
-  const int64_t cell = first_cell + own_cell;
+  const int cell = first_cell + own_cell;
   if (cell >= cells) return;
-  if (share < kClasses) {
-    ClassSummary all = scratch.shares[0][share][own_cell];
-    for (int i = 1; i < kShares; ++i) {
-      all = join(all, scratch.shares[i][share][own_cell], problem.log2e_over_softness);
-    }
-    problem.summaries[((image * kSplits + blockIdx.y) * kClasses + share) * cells + cell] = all;
-  } else if (share == kClasses && end_tile == all_tiles) {  // the last split always has a tile
+  if (share == 0) {
+    ClassSummary sets[kShares];
+    for (int i = 0; i < kShares; ++i) sets[i] = scratch.shares[i][own_cell];
+    problem.summaries[(image * kClasses * kSplits + split) * cells + cell] = join(sets, problem.log2e_over_softness);
+  } else if (share == 1 && split == 0) {
     float total = 0;
     for (int i = 0; i < kShares; ++i) total += scratch.along[i][own_cell];
     problem.along[image * cells + cell] = total;
@@ -283,25 +360,6 @@ __device__ float evidence(const PatchEntropyParameters& parameters, const ClassS
   return fabsf(value) < INFINITY ? value : NAN;
 }
 
-// Grid: tiles of cells, images.
-template <typename Element>
-__global__ void __launch_bounds__(kJoinThreads) join_splits(Problem<Element> problem) {
-  const int64_t cells = problem.batch.cells, image = blockIdx.y;
-  const int64_t cell = int64_t(blockIdx.x) * kJoinThreads + threadIdx.x;
-  if (cell >= cells) return;
-  ClassSummary all[kClasses] = {{INFINITY, 0, 0}, {INFINITY, 0, 0}};
-  for (int split = 0; split < kSplits; ++split) {
-    for (int side = 0; side < kClasses; ++side) {
-      const ClassSummary& part = problem.summaries[((image * kSplits + split) * kClasses + side) * cells + cell];
-      all[side] = join(all[side], part, problem.log2e_over_softness);
-    }
-  }
-  problem.batch.map[image * cells + cell] =
-      evidence(problem.parameters, all[kNormal], all[kAnomaly], problem.along[image * cells + cell]);
-  problem.batch.nearest[(2 * image + kNormal) * cells + cell] = all[kNormal].nearest;
-  problem.batch.nearest[(2 * image + kAnomaly) * cells + cell] = problem.count[kNormal] + all[kAnomaly].nearest;
-}
-
 // Order of these integers = order of the floats.
 __device__ uint32_t sortable(float value) {
   uint32_t bits;
@@ -316,110 +374,152 @@ __device__ float from_sortable(uint32_t key) {
   return value;
 }
 
-struct TopScratch {
-  int counts[kTopThreads];  // cells per digit, then cells of that digit or a higher one
-  double sums[kTopThreads];
-  uint32_t prefix;
-  int wanted;
-  int undefined;
+struct FinishScratch {
+  static constexpr int kKept = 4096;
+  uint32_t keys[kKept];  // of the first cells; those of the others are made again
+  double sums[kFinishThreads];
+  bool is_last_block;
 };
 
-// Grid: images. Finds the value of rank top_cells, eight bits at a time, then adds what lies above it.
-__global__ void __launch_bounds__(kTopThreads)
-    average_top_cells(const float* maps, float* scores, int64_t cells, int64_t top_cells, float offset) {
-  MELIAD_SHARED(TopScratch, scratch);
-  const int thread = int(threadIdx.x);
-  const float* map = maps + int64_t(blockIdx.x) * cells;
-  if (thread == 0) {
-    scratch.prefix = 0;
-    scratch.wanted = int(top_cells);
-    scratch.undefined = 0;
+// The score of one image, by one block. Every thread looks at its own cells only: what is shared are counts and sums.
+__device__ void average_top_cells(const float* map, int cells, int top_cells, float offset, float* score,
+                                  FinishScratch& scratch) {
+  const int thread = int(threadIdx.x), threads = int(blockDim.x);
+  bool is_undefined = false;
+  for (int cell = thread; cell < cells; cell += threads) {
+    const float value = __ldcg(&map[cell]);  // of other blocks, too
+    if (cell < FinishScratch::kKept) scratch.keys[cell] = sortable(value);
+    is_undefined = is_undefined || isnan(value);
   }
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    scratch.counts[thread] = 0;
-    __syncthreads();
-    const uint32_t prefix = scratch.prefix;
-    for (int64_t i = thread; i < cells; i += kTopThreads) {
-      const float value = map[i];
-      const uint32_t key = sortable(value);
-      if (shift == 24 && isnan(value)) atomicAdd(&scratch.undefined, 1);
-      if (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8)) atomicAdd(&scratch.counts[key >> shift & 255], 1);
+  const auto key = [&](int cell) {
+    return cell < FinishScratch::kKept ? scratch.keys[cell] : sortable(__ldcg(&map[cell]));
+  };
+
+  // Bit by bit the largest key that at least top_cells keys reach; exactly as many will do.
+  uint32_t lowest = 0;
+  int reached = cells;
+  for (uint32_t bit = 1u << 31; bit > 0 && reached > top_cells; bit >>= 1) {
+    const uint32_t candidate = lowest | bit;
+    int count = 0;
+    for (int first = 0; first < cells; first += threads) {
+      count += __syncthreads_count(first + thread < cells && key(first + thread) >= candidate);
     }
-    __syncthreads();
-    for (int step = 1; step < kTopThreads; step *= 2) {
-      const int above = thread + step < kTopThreads ? scratch.counts[thread + step] : 0;
-      __syncthreads();
-      scratch.counts[thread] += above;
-      __syncthreads();
+    if (count >= top_cells) {
+      lowest = candidate;
+      reached = count;
     }
-    const int wanted = scratch.wanted, higher = thread + 1 < kTopThreads ? scratch.counts[thread + 1] : 0;
-    __syncthreads();
-    if (higher < wanted && wanted <= scratch.counts[thread]) {  // true for one thread
-      scratch.prefix = prefix | uint32_t(thread) << shift;
-      scratch.wanted = wanted - higher;
-    }
-    __syncthreads();
   }
-  const uint32_t lowest = scratch.prefix;
+  const int undefined = __syncthreads_count(is_undefined);
   double sum = 0;
-  for (int64_t i = thread; i < cells; i += kTopThreads) {
-    if (sortable(map[i]) > lowest) sum += map[i];
+  for (int cell = thread; cell < cells; cell += threads) {
+    if (key(cell) >= lowest) sum += from_sortable(key(cell));
   }
   scratch.sums[thread] = sum;
-  for (int step = kTopThreads / 2; step > 0; step /= 2) {
+  for (int step = kFinishThreads / 2; step > 0; step /= 2) {
+    if (step >= threads) continue;
     __syncthreads();
-    if (thread < step) scratch.sums[thread] += scratch.sums[thread + step];
+    if (thread < step && thread + step < threads) scratch.sums[thread] += scratch.sums[thread + step];
   }
   if (thread == 0) {
-    const double total =
-        scratch.sums[0] + scratch.wanted * double(from_sortable(lowest));  // ties count as often as needed
-    scores[blockIdx.x] = scratch.undefined ? NAN : float(total / double(top_cells) + offset);
+    // Of equal cells as many as needed.
+    const double beyond = reached > top_cells ? (reached - top_cells) * double(from_sortable(lowest)) : 0;
+    *score = undefined > 0 ? NAN : float((scratch.sums[0] - beyond) / top_cells + offset);
   }
+}
+
+// Grid: tiles of cells, images. The block of an image that ends last goes on with the whole map.
+template <typename Element>
+__global__ void __launch_bounds__(kFinishThreads, 1) finish(Problem<Element> problem) {
+  MELIAD_SHARED(FinishScratch, scratch);
+  const int cells = problem.cells, cell = int(blockIdx.x * blockDim.x + threadIdx.x);
+  const int64_t image = blockIdx.y;
+  float* map = problem.batch.map + image * cells;
+  if (cell < cells) {
+    const ClassSummary* summaries = problem.summaries + image * kClasses * kSplits * cells + cell;
+    int64_t* nearest = problem.batch.nearest + image * kClasses * cells + cell;
+    ClassSummary of_class[kClasses];
+#pragma unroll
+    for (int side = 0; side < kClasses; ++side) {
+      ClassSummary sets[kSplits];
+#pragma unroll
+      for (int i = 0; i < kSplits; ++i) {
+        const int split = side == kNormal ? i : problem.splits[kNormal] + i;
+        sets[i] = i < problem.splits[side] ? summaries[int64_t(split) * cells] : ClassSummary{INFINITY, 0, INT32_MAX};
+      }
+      of_class[side] = join(sets, problem.log2e_over_softness);
+    }
+    map[cell] =
+        evidence(problem.parameters, of_class[kNormal], of_class[kAnomaly], problem.along[image * cells + cell]);
+    nearest[0] = of_class[kNormal].nearest;
+    nearest[cells] = problem.count[kNormal] + of_class[kAnomaly].nearest;
+  }
+  if (gridDim.x > 1) {
+    __threadfence();  // what this thread wrote is seen before the count
+    __syncthreads();
+    if (threadIdx.x == 0) scratch.is_last_block = atomicAdd(&problem.finished[image], 1) == int(gridDim.x) - 1;
+    __syncthreads();
+    if (!scratch.is_last_block) return;
+    __threadfence();
+  }
+  average_top_cells(map, cells, int(problem.parameters.top_cells), problem.parameters.offset,
+                    &problem.batch.score[image], scratch);
 }
 
 size_t rounded_to_16(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
 size_t summary_bytes(int64_t images, int64_t cells) {
-  return rounded_to_16(size_t(images) * kSplits * kClasses * size_t(cells) * sizeof(ClassSummary));
+  return rounded_to_16(size_t(images) * kClasses * kSplits * size_t(cells) * sizeof(ClassSummary));
+}
+
+size_t along_bytes(int64_t images, int64_t cells) {
+  return rounded_to_16(size_t(images) * size_t(cells) * sizeof(float));
 }
 
 }  // namespace
 
 size_t workspace_bytes(int64_t images, int64_t cells) {
-  return summary_bytes(images, cells) + rounded_to_16(size_t(images) * size_t(cells) * sizeof(float));
+  return summary_bytes(images, cells) + along_bytes(images, cells) + size_t(images) * sizeof(int);
 }
 
 template <typename Element>
 cudaError_t score_patches(const PatchEntropyParameters& parameters, const Element* prototypes, int64_t count,
                           const PatchEntropyBatchOf<Element>& batch, void* workspace, cudaStream_t stream) {
-  constexpr int64_t kMostImages = 65535;  // in the third dimension of a grid
+  constexpr int64_t kMostImages = 65535;  // in the second or third dimension of a grid
   const bool fits = batch.images > 0 && batch.images <= kMostImages && batch.depth > 0 && batch.cells > 0 &&
-                    batch.cells <= INT32_MAX && count <= INT32_MAX && parameters.n_normal >= 1 &&
-                    parameters.n_normal < count && parameters.top_cells >= 1 && parameters.top_cells <= batch.cells;
+                    batch.cells <= INT32_MAX / batch.depth && count <= INT32_MAX / batch.depth &&
+                    parameters.n_normal >= 1 && parameters.n_normal < count && parameters.top_cells >= 1 &&
+                    parameters.top_cells <= batch.cells;
   if (!fits) return cudaErrorInvalidValue;
 
   constexpr int64_t kVector = 16 / sizeof(Element);
   Problem<Element> problem;
   problem.batch = batch;
   problem.prototypes = prototypes;
-  problem.count[kNormal] = parameters.n_normal;
-  problem.count[kAnomaly] = count - parameters.n_normal;
+  problem.depth = int(batch.depth);
+  problem.cells = int(batch.cells);
+  problem.count[kNormal] = int(parameters.n_normal);
+  problem.count[kAnomaly] = int(count - parameters.n_normal);
+  for (int side = 0; side < kClasses; ++side) {
+    problem.splits[side] = std::min(tiles(problem.count[side], kPrototypes), kSplits);
+  }
   problem.parameters = parameters;
   problem.log2e_over_softness = float(1 / (std::log(2.0) * parameters.softness));
   problem.aligned = batch.depth % kVector == 0 && batch.cells % kVector == 0 &&
                     reinterpret_cast<uintptr_t>(batch.z) % 16 == 0 && reinterpret_cast<uintptr_t>(prototypes) % 16 == 0;
-  problem.summaries = static_cast<ClassSummary*>(workspace);
-  problem.along = reinterpret_cast<float*>(static_cast<char*>(workspace) + summary_bytes(batch.images, batch.cells));
+  char* memory = static_cast<char*>(workspace);
+  problem.summaries = reinterpret_cast<ClassSummary*>(memory);
+  problem.along = reinterpret_cast<float*>(memory += summary_bytes(batch.images, batch.cells));
+  problem.finished = reinterpret_cast<int*>(memory += along_bytes(batch.images, batch.cells));
 
   const auto images = unsigned(batch.images);
-  cudaError_t error = launch(summarise<Element>, dim3(unsigned(tiles(batch.cells, kCells)), kSplits, images), kThreads,
-                             stream, problem);
+  const int splits = problem.splits[kNormal] + problem.splits[kAnomaly];
+  const cudaError_t error =
+      launch(summarise<Element>, dim3(unsigned(tiles(batch.cells, Tiling<Element>::kCells)), unsigned(splits), images),
+             kThreads, stream, problem);
   if (error != cudaSuccess) return error;
-  error = launch(join_splits<Element>, dim3(unsigned(tiles(batch.cells, kJoinThreads)), images), kJoinThreads, stream,
-                 problem);
-  if (error != cudaSuccess) return error;
-  return launch(average_top_cells, dim3(images), kTopThreads, stream, batch.map, batch.score, batch.cells,
-                parameters.top_cells, parameters.offset);
+  const int threads = std::min(32 * tiles(batch.cells, 32), kFinishThreads);
+  return launch(finish<Element>, dim3(unsigned(tiles(batch.cells, threads)), images), unsigned(threads), stream,
+                problem);
 }
 
 template cudaError_t score_patches(const PatchEntropyParameters&, const float*, int64_t,

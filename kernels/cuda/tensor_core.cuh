@@ -1,4 +1,5 @@
-// Warp-wide instructions of sm_80 and newer: matrix products on tensor cores and copies beside the computation.
+// Instructions of sm_80 and newer that C++ has no word for: matrix products on tensor cores, copies beside the
+// computation, and functions without branches.
 #pragma once
 
 #include <cstdint>
@@ -7,16 +8,24 @@
 
 namespace meliad::cuda {
 
-// Starts a copy of 16 aligned bytes from global to shared memory; it belongs to the group that commit_copies closes.
-__device__ __forceinline__ void copy_16_bytes(void* shared, const void* global) {
+// Starts a copy of 4 or 16 aligned bytes from global to shared memory, or writes zeros there and reads nothing; it
+// belongs to the group that commit_copies closes.
+template <int kBytes>
+__device__ __forceinline__ void copy_or_zero(void* shared, const void* global, bool copies) {
+  static_assert(kBytes == 4 || kBytes == 16);
 #ifndef MELIAD_CUDA_ON_CPU
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
-#else
-  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16) {
-    on_cpu::fail("copy of 16 bytes from or to an address that is not a multiple of 16");
+  const int read = copies ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(read) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(global), "r"(read) : "memory");
   }
-  on_cpu::self->uncommitted.push_back({shared, global, 16});
+#else
+  if (reinterpret_cast<uintptr_t>(shared) % kBytes || reinterpret_cast<uintptr_t>(global) % kBytes) {
+    on_cpu::fail("an asynchronous copy from or to an address that is not a multiple of its size");
+  }
+  on_cpu::self->uncommitted.push_back({shared, copies ? global : nullptr, kBytes});
 #endif
 }
 
@@ -37,9 +46,37 @@ __device__ __forceinline__ void wait_for_copies() {
 #else
   auto& groups = on_cpu::self->committed;
   while (groups.size() > kPending) {
-    for (const on_cpu::Copy& copy : groups.front()) std::memcpy(copy.target, copy.source, copy.bytes);
+    for (const on_cpu::Copy& copy : groups.front()) {
+      if (copy.source != nullptr) {
+        std::memcpy(copy.target, copy.source, copy.bytes);
+      } else {
+        std::memset(copy.target, 0, copy.bytes);
+      }
+    }
     groups.erase(groups.begin());
   }
+#endif
+}
+
+// Within one unit in the last place; of NaN it is NaN.
+__device__ __forceinline__ float fast_square_root(float value) {
+#ifndef MELIAD_CUDA_ON_CPU
+  float root;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(value));
+  return root;
+#else
+  return std::sqrt(value);
+#endif
+}
+
+// 2^value within two units in the last place; what is too small for a normal number becomes 0.
+__device__ __forceinline__ float fast_exp2(float value) {
+#ifndef MELIAD_CUDA_ON_CPU
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+  return power;
+#else
+  return std::exp2(value);
 #endif
 }
 

@@ -134,8 +134,12 @@ def test_every_barrier_is_needed_and_its_absence_is_seen(
 ) -> None:
     """Without any one of them the outputs change for some order of the threads, so other tests would find that."""
     shape = {"images": 1, "height": 9, "prototypes": 700, "n_normal": 560, "top_cells": 7}
-    # Elements one by one, and 16 bytes at a time beside the computation.
-    cases = {"odd": make_case(3, depth=70, width=9, **shape), "aligned": make_case(3, depth=64, width=8, **shape)}
+    # Elements one by one, 16 bytes at a time beside the computation, and cells enough for several blocks to finish.
+    cases = {
+        "odd": make_case(3, depth=70, width=9, **shape),
+        "aligned": make_case(3, depth=64, width=8, **shape),
+        "large": make_case(3, images=1, depth=8, height=33, width=32, prototypes=20, n_normal=12, top_cells=7),
+    }
     whole = compile_program(cxx, "-O1")
     expected = {(kind, name): whole.run(cases[kind], name).stdout for kind in cases for name in IMPLEMENTATIONS}
 
@@ -150,9 +154,11 @@ def test_every_barrier_is_needed_and_its_absence_is_seen(
     for include in ("patch_entropy.hpp", "tensor_core.cuh"):
         source = source.replace(f'"{include}"', f'"{SOURCE.parent / include}"')
     pieces = source.split(barrier)
-    assert len(pieces) > 10
+    assert len(pieces) > 8
     for number in range(1, len(pieces)):
         before, after = barrier.join(pieces[:number]), barrier.join(pieces[number:])
+        if "__threadfence();" in before.splitlines()[-2]:
+            continue  # for other blocks, and here blocks run one after the other
         file = tmp_path / "without.cu"
         file.write_text(before + ";" + after)
         line = before.count("\n") + 1
