@@ -21,9 +21,10 @@ SOURCES = {
     "patch_entropy": Path(__file__).resolve().parents[1] / "kernels" / "cuda" / "patch_entropy.cu",
     "preprocess": Path(__file__).resolve().parents[1] / "kernels" / "cuda" / "preprocess.cu",
 }
-# Tiles of the first kernel: kCells and kSplits of patch_entropy.cu.
-_TILE_CELLS, _SPLITS = 32, 8
-_TILES = PROTOTYPES // 64  # kPrototypes; each reads the embeddings again
+# Tiles of the first kernel: kCells by bytes of an element, and kPrototypes, in patch_entropy.cu. Each class has no more
+# tiles than kSplits, so each tile is a block of its own, and reads the embeddings again.
+_TILE_CELLS = {4: 32, 2: 64}
+_TILES = PROTOTYPES // 64
 _REGISTERS_PER_MULTIPROCESSOR = 65536
 
 
@@ -72,7 +73,7 @@ ARCHITECTURES = {
     "sm_110": Architecture(48, 228 << 10),
 }
 # Of the kernels, as launched.
-_THREADS = {"summarise": 128, "join_splits": 128, "average_top_cells": 256, "preprocess_tile": 256}
+_THREADS = {"summarise": 128, "finish": 1024, "preprocess_tile": 256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +130,14 @@ def cost(patches: int, element_bytes: int) -> Cost:
         element_bytes: 4 for FP32, 2 for FP16.
     """
     outputs = patches * (4 + 2 * 8) + 4
-    cell_tiles = -(-patches // _TILE_CELLS)
-    summaries = patches * _SPLITS * 2 * 12
+    cell_tiles = -(-patches // _TILE_CELLS[element_bytes])
+    summaries = patches * _TILES * 12
     return Cost(
         flop=2.0 * patches * PROTOTYPES * DEPTH,
-        other_flop=patches * (12.0 * PROTOTYPES + 4.0 * DEPTH * _SPLITS) + cell_tiles * 2.0 * PROTOTYPES * DEPTH,
+        other_flop=patches * 12.0 * PROTOTYPES + 2.0 * DEPTH * (_TILES * patches + cell_tiles * PROTOTYPES),
         memory_bytes=element_bytes * DEPTH * (patches + PROTOTYPES) + 4 * DEPTH + outputs,
         cache_bytes=element_bytes * DEPTH * (cell_tiles * PROTOTYPES + _TILES * patches) + 2 * summaries,
-        blocks=cell_tiles * _SPLITS,
+        blocks=cell_tiles * _TILES,
     )
 
 
@@ -214,7 +215,7 @@ def to_markdown(usages: list[Usage]) -> str:
     lines = [
         "# What the CUDA kernels could reach",
         "",
-        "Computed, not measured: from arithmetic, from bytes, and from the compiler's report. `kernels/gpu_check.sh` "
+        "Computed: from arithmetic, from bytes, and from the compiler's report. `kernels/gpu_check.sh` "
         "measures, on any machine with a GPU, and prints its figures beside the same limits. Made by "
         "`python -m meliad_edge.benchmarks roofline --markdown kernels/ROOFLINE.md`; a test compiles the kernels and "
         "compares.",
@@ -224,7 +225,7 @@ def to_markdown(usages: list[Usage]) -> str:
         "Memory: what must be read or written once. Cache: what the blocks read through the second-level cache, and "
         "the summaries between the kernels. Limit: the longer of memory and the matrix product at the device's peaks. "
         "FP16 counts on tensor cores, FP32 on the ordinary ones, because tensor cores would round its operands. "
-        "Everything else is less than a tenth of the operations, but runs on the ordinary cores in FP16, too.",
+        "Everything else is a tenth of the operations or less; in FP16 the squared norms are on tensor cores, too.",
         "",
         "| patches | precision | product, MFLOP | other, MFLOP | memory, kB | cache, MB | blocks | "
         + " | ".join(f"limit on {device.name}, µs" for device in DEVICES)
@@ -248,9 +249,9 @@ def to_markdown(usages: list[Usage]) -> str:
         "",
         f"Peaks, from NVIDIA's data sheets: {peaks}.",
         "",
-        "What to expect: on an Orin the first kernel is bound by arithmetic in FP32 and by the second-level cache in "
-        "FP16. On an H100 one image does not fill the device, and three launches of about 2 µs each come first. The "
-        "other two kernels read the summaries once and take a few microseconds.",
+        "What to expect: on an Orin the first kernel is bound by arithmetic in FP32 and by issuing instructions in "
+        "FP16. On an H100 one image does not fill the device, and what is left is the time of one block, step by step. "
+        "Measured there, beside these limits: [gpu_check_h100.md](../benchmarks/results/gpu_check_h100.md).",
         "",
         "## Resizing one frame to 256 x 256",
         "",

@@ -40,11 +40,11 @@ def test_work_of_one_image() -> None:
 def test_shapes_are_those_of_the_kernels() -> None:
     source = roofline.SOURCES["patch_entropy"].read_text()
     for name, value in {
-        "kCells": roofline._TILE_CELLS,
-        "kSplits": roofline._SPLITS,
         "kPrototypes": roofline.PROTOTYPES // roofline._TILES,
         "kThreads": roofline._THREADS["summarise"],
-        "kJoinThreads": roofline._THREADS["join_splits"],
-        "kTopThreads": roofline._THREADS["average_top_cells"],
+        "kFinishThreads": roofline._THREADS["finish"],
     }.items():
         assert re.search(rf"\b{name} = {value}\b", source), name
+    for element, element_bytes in (("float", 4), ("Half", 2)):
+        cells = roofline._TILE_CELLS[element_bytes]
+        assert re.search(rf"Tiling<{element}> {{\s+static constexpr int kCells = {cells}\b", source), element
