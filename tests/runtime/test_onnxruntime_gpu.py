@@ -32,6 +32,7 @@ def bundle(run_folder: Path, invoke: Any, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_it_scores_as_on_the_cpu(bundle: Bundle, precision: Precision) -> None:
     options = ort.SessionOptions()
+    options.log_severity_level = 3
     options.register_custom_ops_library(str(find_kernel_library("onnxruntime")))
     # FP32 means FP32, as in the TensorRT engines.
     providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
