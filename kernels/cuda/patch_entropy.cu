@@ -199,7 +199,7 @@ struct HalfProducts {
   __device__ static int cell_warp() { return int(threadIdx.x) / 64; }
 
   __device__ void add(const Stage<Half>& stage) {
-#pragma unroll
+#pragma unroll 1  // unrolled it needs more registers than there are
     for (int depth = 0; depth < kDepth; depth += 16) {
       uint32_t p[2][4], z[2][4];
 #pragma unroll
