@@ -155,8 +155,19 @@ class SshDevice:
 
     def cut_links(self) -> None:
         """The sessions of its SSH server end; what they started goes on."""
+        kill(self._sessions())
+
+    @contextlib.contextmanager
+    def silent_links(self) -> Iterator[None]:
+        """Meanwhile nothing crosses its links, and neither side is told."""
+        sessions = self._sessions()
+        kill(sessions, signal.SIGSTOP)
+        yield
+        kill(sessions, signal.SIGCONT)
+
+    def _sessions(self) -> list[int]:
         sessions = children(self.server.pid)
-        kill([pid for session in sessions for pid in (*children(session), session) if is_sshd(pid)])
+        return [pid for session in sessions for pid in (*children(session), session) if is_sshd(pid)]
 
     def boot(self) -> None:
         """What systemd or a crontab does after the power came back."""
@@ -191,10 +202,10 @@ def is_sshd(pid: int) -> bool:
         return False
 
 
-def kill(pids: list[int]) -> None:
+def kill(pids: list[int], by: signal.Signals = signal.SIGKILL) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, by)
 
 
 MakeDevice = Callable[..., SshDevice]

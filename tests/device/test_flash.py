@@ -325,22 +325,27 @@ def test_nobody_there(at_workshop: Any, invoke: Any, make_bundle: Any) -> None:
     assert outcome.error_line.startswith("127.0.0.1:1: cannot be reached (")
 
 
-def test_a_lost_link_is_survived(device: Any, make_bundle: Any, workshop: Any) -> None:
-    process = workshop.start(
-        "flash", device.name, make_bundle(9), "--python", sys.executable, "--installed", "--probation", 2
-    )
+@pytest.mark.parametrize("way", ["cut", "silent"])
+def test_a_lost_link_is_survived(way: str, device: Any, make_bundle: Any, workshop: Any) -> None:
+    version = {"cut": 9, "silent": 10}[way]
+    options = ("--python", sys.executable, "--installed", "--probation", 2, "--trust", workshop.public_key)
+    process = workshop.start("flash", device.name, make_bundle(version), *options)
     for line in process.stderr:
         if "7/12 verify" in line:
-            device.cut_links()
             break
-    error = process.communicate()[1].splitlines()[-1]
+    if way == "cut":
+        device.cut_links()
+        error = process.communicate()[1].splitlines()[-1]
+    else:
+        with device.silent_links():
+            error = process.communicate(timeout=60)[1].splitlines()[-1]
     assert process.returncode == 11
     assert error == (
         f"meliad-edge: {device.name}: the link was lost; what runs there goes on, ask it with: meliad-edge status "
         f"{device.name}"
     )
-    wait_until(lambda: confirmed(device.home) == 9)
-    assert device.running() == ("metal", 9)
+    wait_until(lambda: confirmed(device.home) == version)
+    assert device.running() == ("metal", version)
 
 
 @pytest.mark.parametrize("side", ["workshop", "device"])
