@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from meliad_edge.bundle import release
-from meliad_edge.signing import make_key
+from meliad_edge.signing import load_key, make_key
 
 ROOT = Path(__file__).parents[2]
 USER, UID = "edge", 1000
@@ -78,51 +80,73 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def device(
-    network: str, aarch64_root: Path, aarch64_wheel: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ArmDevice]:
-    """The device as it comes: Python, an SSH server and a user without rights, nothing of what we need."""
-    folder = tmp_path_factory.mktemp("arm-device")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home folder to flash from, with keys of its own; every device is an entry of its SSH configuration."""
     home = tmp_path_factory.mktemp("arm-workshop")
     (home / ".ssh").mkdir(mode=0o700)
     run_tool("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / ".ssh" / "id_ed25519")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MELIAD_EDGE_WHEELS", str(ROOT / ".cache" / "device-wheels"))
+        patch.setenv("HOME", str(home))
+        patch.delenv("SSH_AUTH_SOCK", raising=False)
+        make_key("line3", None, home / "keys")
+        yield home
+
+
+@contextmanager
+def booted(name: str, port: int, network: str, root: Path, workshop: Path, folder: Path) -> Iterator[Path]:
+    """A device as it comes: Python, an SSH server and a user without rights, nothing of what we need.
+
+    Yields:
+        The folder of what it writes.
+    """
     files = folder / "files"
     login = files / "home" / USER
     (login / ".ssh").mkdir(parents=True, mode=0o700)
-    shutil.copy(home / ".ssh" / "id_ed25519.pub", login / ".ssh" / "authorized_keys")
+    shutil.copy(workshop / ".ssh" / "id_ed25519.pub", login / ".ssh" / "authorized_keys")
     for path in (login, *login.rglob("*")):
         os.chown(path, UID, UID)
     (files / "etc").mkdir()
-    accounts = (aarch64_root / "etc" / "passwd").read_text()
+    accounts = (root / "etc" / "passwd").read_text()
     (files / "etc" / "passwd").write_text(f"{accounts}{USER}:*:{UID}:{UID}::/home/{USER}:/bin/sh\n")
     # The root has the dependencies for other tests; this device lacks them: an opaque folder hides those below.
     hidden = files / "usr" / "local" / "lib" / "python3.11" / "dist-packages"
     hidden.mkdir(parents=True)
     os.setxattr(hidden, "trusted.overlay.opaque", b"y")
     run = ROOT / "scripts" / "run_in_aarch64_root.sh"
-    options = ("-D", "-e", "-o", "UsePAM=no")
+    options = ("-D", "-e", "-o", "UsePAM=no", "-o", "PidFile=none", "-p", str(port))
     with (folder / "sshd.log").open("wb") as log:
         server = subprocess.Popen(
-            ["ip", "netns", "exec", network, run, aarch64_root, folder, "/usr/sbin/sshd", *options],
+            ["ip", "netns", "exec", network, run, root, folder, "/usr/sbin/sshd", *options],
             stderr=log,
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"},
             start_new_session=True,
         )
-    host_key = (aarch64_root / "etc" / "ssh" / "ssh_host_ed25519_key.pub").read_text().split()
-    (home / ".ssh" / "known_hosts").write_text(f"{ADDRESS['device']} {host_key[0]} {host_key[1]}\n")
-    (home / ".ssh" / "config").write_text(f"Host jetson\n  HostName {ADDRESS['device']}\n  User {USER}\n")
+    host_key = (root / "etc" / "ssh" / "ssh_host_ed25519_key.pub").read_text().split()
+    known, entry = f"[{ADDRESS['device']}]:{port}", f"HostName {ADDRESS['device']}\n  Port {port}\n  User {USER}"
+    with (workshop / ".ssh" / "known_hosts").open("a") as file:
+        file.write(f"{known if port != 22 else ADDRESS['device']} {host_key[0]} {host_key[1]}\n")
+    with (workshop / ".ssh" / "config").open("a") as file:
+        file.write(f"Host {name}\n  {entry}\n")
     deadline = time.monotonic() + 60
-    while "Server listening" not in (folder / "sshd.log").read_text():
-        assert server.poll() is None and time.monotonic() < deadline, (folder / "sshd.log").read_text()
-        time.sleep(0.1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MELIAD_EDGE_WHEELS", str(ROOT / ".cache" / "device-wheels"))
-        patch.setenv("HOME", str(home))
-        patch.delenv("SSH_AUTH_SOCK", raising=False)
-        key = make_key("line3", None, home / "keys")
-        yield ArmDevice(files, key, home / "keys" / "line3.pub", aarch64_wheel.parent)
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    try:
+        while "Server listening" not in (folder / "sshd.log").read_text():
+            assert server.poll() is None and time.monotonic() < deadline, (folder / "sshd.log").read_text()
+            time.sleep(0.1)
+        yield files
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def device(
+    network: str, workshop: Path, aarch64_root: Path, aarch64_wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ArmDevice]:
+    folder = tmp_path_factory.mktemp("arm-device")
+    with booted("jetson", 22, network, aarch64_root, workshop, folder) as files:
+        key = load_key("line3", workshop / "keys", datetime.date.today())
+        yield ArmDevice(files, key, workshop / "keys" / "line3.pub", aarch64_wheel.parent)
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +227,30 @@ def test_doctor_sees_what_flashing_brought(device: ArmDevice, invoke: Any) -> No
     assert outcome.code == 0, outcome.err
     facts = {fact["name"]: fact for fact in outcome.json["facts"]}
     assert facts["scoring kernel"]["value"].endswith("/libmeliad_ort.so")
+
+
+@pytest.mark.skipif("MELIAD_EDGE_SLOW_TESTS" not in os.environ, reason="four minutes; set MELIAD_EDGE_SLOW_TESTS=1")
+def test_ten_of_them_in_waves(
+    network: str,
+    workshop: Path,
+    aarch64_root: Path,
+    device: ArmDevice,
+    releases: dict[int, Path],
+    invoke: Any,
+    tmp_path: Path,
+) -> None:
+    """Ten devices that have nothing yet, each with a system and an SSH server of its own: a canary, three, then six."""
+    inventory, waves = tmp_path / "fleet.toml", [1, 1, 1, 1, 2, 2, 2, 2, 2, 2]
+    with ExitStack() as stack:
+        for number, wave in enumerate(waves):
+            folder = tmp_path / f"line{number}"
+            folder.mkdir()
+            stack.enter_context(booted(f"line{number}", 2200 + number, network, aarch64_root, workshop, folder))
+            with inventory.open("a") as file:
+                file.write(f'[[device]]\nhost = "line{number}"\nwave = {wave}\n')
+        options = ("--wheels", device.wheels, "--trust", device.public_key, "--probation", 1, "--json")
+        outcome = invoke("flash", inventory, releases[1], *options)
+        assert outcome.code == 0, outcome.err
+        assert [answer["verdict"] for answer in outcome.json["devices"]] == ["installed"] * 10
+        seconds = [answer["seconds"] for answer in outcome.json["devices"]]
+        print(f"\nfirst contact of ten emulated devices: {min(seconds):.0f} to {max(seconds):.0f} s each")
