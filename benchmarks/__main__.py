@@ -40,13 +40,17 @@ _WORK = Path(".cache/benchmarks/accuracy")
 
 
 @app.command()
-def limit(json: JsonFile = None, rounds: Annotated[int, typer.Option(min=1, help="Rounds of 20 frames.")] = 12) -> None:
+def limit(
+    json: JsonFile = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 20 frames.")] = 12,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime.  [default: every core]")] = None,
+) -> None:
     """Frame to decision over the bare backbone, in one run."""
     require_extra("torch", "train")
     require_extra("onnx", "export")
     from meliad_edge.benchmarks import limit as benchmark
 
-    _finish(benchmark.run(rounds), benchmark.describe, json)
+    _finish(benchmark.run(rounds, threads), benchmark.describe, json)
 
 
 @app.command()

@@ -43,11 +43,12 @@ _GOLDEN = 16
 _REST_S = 0.02
 
 
-def run(rounds: int = _ROUNDS) -> dict[str, Any]:
+def run(rounds: int = _ROUNDS, threads: int | None = None) -> dict[str, Any]:
     """Measure the default detector, fitted on real images where the extra demo is installed, in FP32 and INT8.
 
     Args:
         rounds: Rounds of 20 frames.
+        threads: Threads of ONNX Runtime; None uses every core.
 
     Returns:
         What :func:`measure` does, and what the detector was fitted on.
@@ -55,7 +56,7 @@ def run(rounds: int = _ROUNDS) -> dict[str, Any]:
     model = sample_model(SIZE)
     with tempfile.TemporaryDirectory(prefix="meliad-limit-") as name:
         bundle = _sample_bundle(model, Path(name) / "limit.meliad")
-        return {"benchmark": "limit", "data": model.data, **measure(bundle, rounds, None)}
+        return {"benchmark": "limit", "data": model.data, **measure(bundle, rounds, threads)}
 
 
 def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -> dict[str, Any]:
