@@ -39,6 +39,7 @@ Loops loops(InstructionSet instruction_set) {
   switch (instruction_set) {
 #ifdef __x86_64__
     case InstructionSet::kAmx:
+    case InstructionSet::kVnni:
     case InstructionSet::kAvx512:
       return {avx512::add_up, avx512::write_planes};
     case InstructionSet::kAvx2:

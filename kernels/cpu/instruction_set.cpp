@@ -15,7 +15,8 @@ InstructionSet best_of_processor() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")) {
-    return amx::supported() ? InstructionSet::kAmx : InstructionSet::kAvx512;
+    if (amx::supported()) return InstructionSet::kAmx;
+    return __builtin_cpu_supports("avx512vnni") ? InstructionSet::kVnni : InstructionSet::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::kAvx2;
 #endif
@@ -26,11 +27,12 @@ InstructionSet most_allowed() {
   const char* text = std::getenv("MELIAD_EDGE_INSTRUCTION_SET");
   const std::string name = text == nullptr ? "amx" : text;
   if (name == "amx") return InstructionSet::kAmx;
+  if (name == "vnni") return InstructionSet::kVnni;
   if (name == "avx512") return InstructionSet::kAvx512;
   if (name == "avx2") return InstructionSet::kAvx2;
   if (name == "baseline") return InstructionSet::kBaseline;
   throw std::invalid_argument("MELIAD_EDGE_INSTRUCTION_SET is \"" + name +
-                              "\"; it must be baseline, avx2, avx512 or amx");
+                              "\"; it must be baseline, avx2, avx512, vnni or amx");
 }
 
 }  // namespace

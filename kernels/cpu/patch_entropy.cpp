@@ -9,6 +9,7 @@
 
 #include "../parameters.hpp"
 #include "patch_entropy_amx.hpp"
+#include "patch_entropy_vnni.hpp"
 
 namespace meliad::cpu {
 namespace {
@@ -54,6 +55,8 @@ TileKernel tile_kernel(InstructionSet instruction_set) {
 #ifdef __x86_64__
     case InstructionSet::kAmx:
       return {amx::kCells, amx::kPrototypes, amx::score_tile};
+    case InstructionSet::kVnni:
+      return {vnni::kCells, vnni::kPrototypes, vnni::score_tile};
     case InstructionSet::kAvx512:
       return {avx512::kCells, avx512::kPrototypes, avx512::score_tile};
     case InstructionSet::kAvx2:
@@ -108,11 +111,14 @@ PatchEntropyScorer::PatchEntropyScorer(const PatchEntropyParameters& parameters,
   const float* const anomalies = prototypes + parameters.n_normal * depth;
   const int64_t anomaly_count = count - parameters.n_normal;
 #ifdef __x86_64__
-  if (instruction_set_ == InstructionSet::kAmx &&
-      !(amx::pays(prototypes, parameters.n_normal, depth, parameters.softness) &&
-        amx::pays(anomalies, anomaly_count, depth, parameters.softness) && amx::permitted())) {
+  const auto both = [&](auto pays) {
+    return pays(prototypes, parameters.n_normal, depth, parameters.softness) &&
+           pays(anomalies, anomaly_count, depth, parameters.softness);
+  };
+  if (instruction_set_ == InstructionSet::kAmx && !(both(amx::pays) && amx::permitted())) {
     instruction_set_ = InstructionSet::kAvx512;
   }
+  if (instruction_set_ == InstructionSet::kVnni && !both(vnni::pays)) instruction_set_ = InstructionSet::kAvx512;
 #endif
   normal_ = pack(prototypes, parameters.n_normal);
   anomaly_ = pack(anomalies, anomaly_count);
@@ -136,6 +142,10 @@ PackedClass PatchEntropyScorer::pack(const float* prototypes, int64_t count) con
     amx::pack(prototypes, count, depth_, parameters_.softness, packed);
     return packed;
   }
+  if (instruction_set_ == InstructionSet::kVnni) {
+    vnni::pack(prototypes, count, depth_, parameters_.softness, packed);
+    return packed;
+  }
 #endif
   packed.panels.assign(size_t(packed.panel_count * width * depth_), 0.0f);
   for (int64_t k = 0; k < count; ++k) {
@@ -153,6 +163,7 @@ int64_t PatchEntropyScorer::tiles_per_image(const PatchEntropyBatch& batch) cons
 int64_t PatchEntropyScorer::scratch_size() const {
 #ifdef __x86_64__
   if (instruction_set_ == InstructionSet::kAmx) return amx::scratch_size(depth_);
+  if (instruction_set_ == InstructionSet::kVnni) return vnni::scratch_size(depth_);
 #endif
   return depth_ * tile_kernel(instruction_set_).cells;
 }

@@ -15,8 +15,9 @@ namespace meliad::cpu {
 // depend on the number of threads, on the order, or on what else is in the batch.
 class PatchEntropyScorer {
  public:
-  // prototypes is [count, depth] and is copied. Throws std::invalid_argument when the parameters do not fit it. kAmx
-  // becomes kAvx512 for prototypes and a softness that it would be slower with, and where the system does not lend it.
+  // prototypes is [count, depth] and is copied. Throws std::invalid_argument when the parameters do not fit it. kVnni
+  // and kAmx become kAvx512 for prototypes and a softness that it would be slower with, kAmx also where the system does
+  // not lend it.
   PatchEntropyScorer(const PatchEntropyParameters& parameters, const float* prototypes, int64_t count, int64_t depth,
                      InstructionSet instruction_set = best_instruction_set());
 

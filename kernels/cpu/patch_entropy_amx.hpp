@@ -1,9 +1,5 @@
-// The CPU kernel on processors with matrix tiles (Intel AMX): screen in bfloat16, settle in single precision.
-//
-// The soft minimum hardly sees a prototype that is farther than the nearest one by many times the softness. So the
-// tiles compute all products coarsely, 16 times as fast as vectors do exactly, and a bound on what the coarseness can
-// hide leaves a few prototypes per cell, whose distances are then computed exactly. Nothing that could change a result
-// by a rounding is left out.
+// The CPU kernel on processors with matrix tiles (Intel AMX): screening in bfloat16, 16 times as fast as vectors in
+// single precision; see patch_entropy_screening.hpp.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +17,7 @@ bool supported();
 // afterwards alternative signal stacks must hold the tiles, too, and where a thread has a smaller one it refuses.
 bool permitted();
 
-// Whether few enough prototypes would be left: the softness is small against the distances between them, which are
-// finite. Rows are [count, depth].
+// Whether screening is worth it; rows are [count, depth].
 bool pays(const float* rows, int64_t count, int64_t depth, float softness);
 
 // Fills what the tiles need of a class whose squared norms are known; rows are [count, depth].

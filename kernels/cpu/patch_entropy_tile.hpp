@@ -16,11 +16,14 @@ struct PackedClass {
   std::vector<float> panels;
   int64_t panel_count = 0;
 
-  // For matrix tiles, see patch_entropy_amx.hpp.
+  // For screening, see patch_entropy_screening.hpp.
   std::vector<float> rows;  // [count][depth]
   std::vector<float> lengths, rounding_lengths;
-  std::vector<uint16_t> coarse;
   float reach = 0;
+  std::vector<uint16_t> coarse;  // on matrix tiles: [panel][chunks of depth][tiles]
+  std::vector<int8_t> bytes;     // with VNNI: [panel][groups of 4 channels][prototypes of a panel][4]
+  std::vector<float> scales;     // of the bytes of each prototype
+  std::vector<int32_t> shifts;   // what the zero point of the bytes of cells adds to a product, negated
 };
 
 constexpr int kMaxCells = 32;  // cells of the largest tile

@@ -62,13 +62,14 @@ int main(int, char** arguments) {
     if (const int error = run_cuda<meliad::cuda::Half>(header, prototypes, batch)) return error;
   } else {
     const InstructionSet wanted = implementation == "amx"      ? InstructionSet::kAmx
+                                  : implementation == "vnni"   ? InstructionSet::kVnni
                                   : implementation == "avx512" ? InstructionSet::kAvx512
                                   : implementation == "avx2"   ? InstructionSet::kAvx2
                                                                : InstructionSet::kBaseline;
     if (wanted > meliad::cpu::best_instruction_set()) return 3;
     const meliad::cpu::PatchEntropyScorer scorer(header.parameters, prototypes.data(), header.prototypes, header.depth,
                                                  wanted);
-    const char* const names[] = {"baseline", "avx2", "avx512", "amx"};
+    const char* const names[] = {"baseline", "avx2", "avx512", "vnni", "amx"};
     std::fprintf(stderr, "%s", names[int(scorer.instruction_set())]);                           // what it chose
     for (int64_t tile = scorer.tile_count(batch); tile-- > 0;) scorer.score_tile(batch, tile);  // order is free
     scorer.score_images(batch);

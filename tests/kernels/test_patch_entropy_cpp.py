@@ -20,7 +20,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("implementation", ["baseline", "avx2", "avx512", "amx", "cuda", "reference"])
+@pytest.mark.parametrize("implementation", ["baseline", "avx2", "avx512", "vnni", "amx", "cuda", "reference"])
 def test_agrees_with_the_definition(
     implementation: str, shape: dict[str, int], make_case: Any, sanitized: Any, precision: Any
 ) -> None:
@@ -31,7 +31,7 @@ def test_agrees_with_the_definition(
     precision.check(outputs, case)
 
 
-@pytest.mark.parametrize("implementation", ["baseline", "avx2", "avx512", "amx", "cuda", "reference"])
+@pytest.mark.parametrize("implementation", ["baseline", "avx2", "avx512", "vnni", "amx", "cuda", "reference"])
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "inf"])
 def test_a_cell_that_cannot_be_scored_never_looks_normal(
     value: float, implementation: str, make_case: Any, sanitized: Any, reference: Any
