@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 
 @pytest.fixture(scope="session", params=["vnni", "amx"])
 def screened(request: pytest.FixtureRequest, sanitized: Any, make_case: Any) -> Any:
-    """Outputs of an instruction set that screens; fails where another one was chosen."""
+    """Outputs of an instruction set that screens; fails where another one was chosen, unless that is allowed.
+
+    Bytes are coarse: where very many distances are alike, vectors are faster.
+    """
     instruction_set: str = request.param
     if sanitized.run(make_case(), instruction_set).returncode == 3:
         pytest.skip(f"this processor has no {instruction_set}, or the system does not lend it")
 
-    def run(case: Any) -> Any:
-        assert sanitized.run(case, instruction_set).stderr == instruction_set.encode()
+    def run(case: Any, may_fall_back: bool = False) -> Any:
+        chosen = sanitized.run(case, instruction_set).stderr.decode()
+        assert chosen == instruction_set or (may_fall_back and chosen == "avx512")
         return sanitized(case, instruction_set)
 
     run.instruction_set = instruction_set  # type: ignore[attr-defined]
@@ -50,7 +54,7 @@ def test_agrees_with_the_definition_where_prototypes_crowd(
         size=(case.z[0, 0].size, centres.shape[1])
     )
     case = case.but(prototypes=crowded.astype(np.float32), z=cells.T.reshape(case.z.shape).astype(np.float32))
-    precision.check(screened(case), case)
+    precision.check(screened(case, may_fall_back=True), case)
 
 
 def test_more_candidates_than_are_kept(make_case: Any, screened: Any, precision: Any) -> None:
@@ -121,7 +125,7 @@ def test_roundings_that_add_up_hide_nothing(
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), depth=st.sampled_from([32, 100, 432]))
 def test_agrees_where_all_values_are_ties_of_bfloat16(
-    seed: int, depth: int, make_case: Any, screened: Any, sanitized: Any, precision: Any
+    seed: int, depth: int, make_case: Any, screened: Any, precision: Any
 ) -> None:
     random = np.random.default_rng(seed)
     case = make_case(seed, images=1, depth=depth, height=6, width=6, prototypes=96, n_normal=64, softness=1e-3)
@@ -131,8 +135,7 @@ def test_agrees_where_all_values_are_ties_of_bfloat16(
         return (sign * (1 + (2 * random.integers(0, 128, shape) + 1) * 2.0**-8)).astype(np.float32)
 
     case = case.but(z=ties(1, depth, 6, 6), prototypes=ties(96, depth))
-    # So many distances are alike that bytes may not be chosen.
-    precision.check(sanitized(case, screened.instruction_set), case)
+    precision.check(screened(case, may_fall_back=True), case)
 
 
 LARGE = {
