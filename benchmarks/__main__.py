@@ -54,6 +54,16 @@ def limit(
 
 
 @app.command()
+def startup(json: JsonFile = None, runs: Annotated[int, typer.Option(min=1, help="Of each process.")] = 9) -> None:
+    """Time of --help and of imports, and memory of watch, beyond the libraries' own."""
+    require_extra("torch", "train")
+    require_extra("onnx", "export")
+    from meliad_edge.benchmarks import startup as benchmark
+
+    _finish(benchmark.run(runs), benchmark.describe, json)
+
+
+@app.command()
 def kernel(
     json: JsonFile = None,
     plot: PlotFile = None,

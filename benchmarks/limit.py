@@ -14,22 +14,17 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from meliad_edge import __version__
 from meliad_edge.benchmarks.environment import describe_environment
-from meliad_edge.benchmarks.sample_model import SampleModel, sample_model
-from meliad_edge.bundle import Bundle, GoldenFrame, Manifest, open_bundle, require_golden, write_bundle
-from meliad_edge.calibrate import calibrate
+from meliad_edge.benchmarks.sample_model import sample_bundle, sample_model, write_video
+from meliad_edge.bundle import Bundle, require_golden
 from meliad_edge.errors import UsageError
-from meliad_edge.export.graph import export_bare_backbone, export_graph
-from meliad_edge.export.lower import Replay, lower
+from meliad_edge.export.graph import export_bare_backbone
 from meliad_edge.models import create_detector
-from meliad_edge.models.backbone import DEFAULT_BACKBONE, load_backbone
-from meliad_edge.precision import ParityLimits, Precision
+from meliad_edge.models.backbone import load_backbone
+from meliad_edge.precision import Precision
 from meliad_edge.progress import track
-from meliad_edge.runtime.engine import infer_all
 from meliad_edge.runtime.load import make_predictor
 from meliad_edge.runtime.predictor import Predictor
-from meliad_edge.runtime.torch_engine import TorchEngine
 from meliad_edge.stream.sources import open_source
 from meliad_edge.stream.uri import parse_source
 from meliad_edge.stream.watcher import Watcher
@@ -38,7 +33,6 @@ SIZE = 256
 FRAME_HW = (480, 640)
 _ROUNDS = 12
 _FRAMES_PER_ROUND = 20
-_GOLDEN = 16
 # ONNX Runtime's threads keep spinning for a while after a run, which would slow the next session down.
 _REST_S = 0.02
 
@@ -55,7 +49,7 @@ def run(rounds: int = _ROUNDS, threads: int | None = None) -> dict[str, Any]:
     """
     model = sample_model(SIZE)
     with tempfile.TemporaryDirectory(prefix="meliad-limit-") as name:
-        bundle = _sample_bundle(model, Path(name) / "limit.meliad")
+        bundle = sample_bundle(model, Path(name) / "limit.meliad", ("fp32", "int8"))
         return {"benchmark": "limit", "data": model.data, **measure(bundle, rounds, threads)}
 
 
@@ -100,7 +94,7 @@ def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -
     )
     samples_s: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="meliad-limit-") as name:
-        video = _write_video([frames[index % len(frames)] for index in range(_FRAMES_PER_ROUND)], Path(name) / "v.avi")
+        video = write_video([frames[index % len(frames)] for index in range(_FRAMES_PER_ROUND)], Path(name) / "v.avi")
         product = _product_operands(bundle)
         for index in track(range(rounds + 1), "rounds"):
             taken = _time_round(predictors, bare, frames, golden, video, product)
@@ -151,41 +145,6 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _sample_bundle(model: SampleModel, path: Path) -> Bundle:
-    """The sample model in FP32 and INT8, with frames it has not seen as golden frames."""
-    network, frames = model.network, model.frames
-    names = [f"frame {index}" for index in range(len(frames))]
-    reference = infer_all(TorchEngine(network), frames, "pytorch")
-    # Nothing is decided here: every second frame is normal, and the threshold is one that none of them reaches.
-    calibration = calibrate([*map(float, reference.score[::2]), float(reference.score.max()) + 1.0])
-    graph = export_graph(network)
-    replay = Replay(frames, names, reference, calibration)
-    limits = ParityLimits(score=1.0, map=10.0)
-    models: dict[Precision, bytes] = {
-        "fp32": graph.SerializeToString(),
-        "int8": lower(graph, "int8", frames, replay, limits).model.SerializeToString(),
-    }
-    manifest = Manifest(
-        name="limit",
-        detector="meliad",
-        backbone=DEFAULT_BACKBONE,
-        input_hw=network.input_hw,
-        grid_hw=network.grid_hw,
-        top_cells=network.top_cells,
-        precisions=dict.fromkeys(models, limits),
-        created_by=f"meliad-edge {__version__}",
-        dataset="benchmark",
-        licence="none",
-        train_normals=100,
-        shots=10,
-    )
-    golden = [
-        GoldenFrame(names[i], "unknown", frames[i], float(reference.score[i]), reference.map[i]) for i in range(_GOLDEN)
-    ]
-    write_bundle(path, manifest, models, calibration, golden, ())
-    return open_bundle(path)
-
-
 def _product_operands(bundle: Bundle) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Random embeddings and prototypes of the size of the bundle's; None where it has no prototypes."""
     constants = {c.name: c.dims for c in onnx.load_model_from_string(bundle.models["fp32"]).graph.initializer}
@@ -224,14 +183,6 @@ def _time_each(action: Callable[[], object]) -> list[float]:
         action()
         times_s.append(time.perf_counter() - start)
     return times_s
-
-
-def _write_video(frames: list[NDArray[np.uint8]], path: Path) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, FRAME_HW[::-1])
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
-    return path
 
 
 def _options(threads: int | None) -> ort.SessionOptions:

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from meliad_edge.benchmarks import kernel, limit
+from meliad_edge.benchmarks import kernel, limit, startup
 from meliad_edge.benchmarks.environment import describe_environment
 from meliad_edge.errors import UsageError
 from meliad_edge.runtime.kernel_library import find_kernel_library
@@ -20,6 +20,15 @@ def test_limit_compares_with_the_bare_backbone() -> None:
     assert [topic for topic, _ in limit.describe(result)] == [
         "backbone", "fp32", "int8", "watch", "engine", "preprocess", "product",
     ]  # fmt: skip
+
+
+def test_startup_is_measured_beyond_the_libraries() -> None:
+    result = startup.run(runs=1)
+    assert 0.0 < result["python_s"] < result["help_s"]
+    assert result["import_s"] > 0.0
+    # A model is loaded and a video decoded in both; the libraries alone need less than either.
+    assert result["libraries_mb"] < result["bare_mb"] < result["watch_mb"]
+    assert [topic for topic, _ in startup.describe(result)] == ["help", "import", "watch"]
 
 
 def test_environment_says_where_a_figure_comes_from() -> None:
