@@ -45,7 +45,7 @@ def run(rounds: int = _ROUNDS, patches: Sequence[int] = PATCHES) -> dict[str, An
 
     Embeddings and prototypes are those of the default detector on real images where the extra demo is installed. The
     body's work beside the product is measured with embeddings of depth 1, where there is next to no product, and
-    compared with the whole kernel. "vectors" is the kernel without matrix tiles.
+    compared with the whole kernel. "vectors" is the kernel without screening.
 
     Args:
         rounds: Rounds of 10 runs of each; medians are reported.
@@ -250,7 +250,7 @@ def _session(model: bytes, threads: int, *, with_kernel: bool = False) -> ort.In
 
 
 def _session_on_vectors(model: bytes, threads: int) -> ort.InferenceSession:
-    """With the kernel as it runs on a processor without matrix tiles; the variable is read with the model."""
+    """With the kernel as it runs where nothing can be screened; the variable is read with the model."""
     before = os.environ.get(_INSTRUCTION_SET)
     os.environ[_INSTRUCTION_SET] = "avx512"
     try:

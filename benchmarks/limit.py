@@ -27,12 +27,13 @@ from meliad_edge.runtime.load import make_predictor
 from meliad_edge.runtime.predictor import Predictor
 from meliad_edge.stream.sources import open_source
 from meliad_edge.stream.uri import parse_source
-from meliad_edge.stream.watcher import Watcher
+from meliad_edge.stream.watcher import Watcher, WatchSummary
 
 SIZE = 256
 FRAME_HW = (480, 640)
 _ROUNDS = 12
 _FRAMES_PER_ROUND = 20
+_STREAMS = 4
 # ONNX Runtime's threads keep spinning for a while after a run, which would slow the next session down.
 _REST_S = 0.02
 
@@ -56,6 +57,9 @@ def run(rounds: int = _ROUNDS, threads: int | None = None) -> dict[str, Any]:
 def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -> dict[str, Any]:
     """Time the bare backbone, a bundle from frame to decision, and ``watch`` in turn, round after round.
 
+    ``watch`` is also timed with four videos at once and one thread for the engine, which leaves the others to decoding:
+    its throughput is compared with that of the engine alone on one thread.
+
     Frames are the golden frames of the bundle, enlarged to 640 x 480. The bare backbone gets them at model size,
     already in memory. Beside them, in the same rounds, a copy of memory and a matrix product of the scoring's size:
     what no resize and no scoring in single precision can beat.
@@ -68,7 +72,7 @@ def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -
     Returns:
         JSON values: median milliseconds of each, and ratios of medians: ``fp32_over_backbone``,
         ``int8_over_backbone`` (None where the bundle carries no INT8), ``watch_over_backbone``, and of each stage to
-        its limit.
+        its limit; ``streams_over_engine``, the share of the engine's own throughput that four videos get.
 
     Raises:
         BundleError: The bundle has no golden frames.
@@ -92,12 +96,13 @@ def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -
         _options(threads),
         providers=["CPUExecutionProvider"],
     )
+    alone = make_predictor(bundle, precision="fp32", engine="onnxruntime", threads=1)
     samples_s: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="meliad-limit-") as name:
         video = write_video([frames[index % len(frames)] for index in range(_FRAMES_PER_ROUND)], Path(name) / "v.avi")
         product = _product_operands(bundle)
         for index in track(range(rounds + 1), "rounds"):
-            taken = _time_round(predictors, bare, frames, golden, video, product)
+            taken = _time_round(predictors, bare, frames, golden, video, product) | _time_streams(alone, golden, video)
             if index > 0:  # the first one warms up
                 for key, values in taken.items():
                     samples_s.setdefault(key, []).extend(values)
@@ -114,6 +119,7 @@ def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -
         "fp32_over_backbone": median_ms["predict_fp32"] / backbone_ms,
         "int8_over_backbone": median_ms["predict_int8"] / backbone_ms if "int8" in predictors else None,
         "watch_over_backbone": median_ms["watch"] / backbone_ms,
+        "streams_over_engine": median_ms["infer_alone"] / median_ms["streams"],
         "engine_over_backbone": median_ms["infer_fp32"] / backbone_ms,
         "preprocess_over_copy": median_ms["preprocess_fp32"] / median_ms["copy"],
         "copy_gb_per_s": 2e-6 * FRAME_HW[0] * FRAME_HW[1] * 3 / median_ms["copy"],
@@ -133,6 +139,11 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append((precision, f"{took:.2f} ms   {ratio:.3f} x   frame in memory to decision"))
     lines += [
         ("watch", f"{ms['watch']:.2f} ms   {result['watch_over_backbone']:.3f} x   the same while decoding a video"),
+        (
+            "streams",
+            f"{ms['streams']:.2f} ms   a frame of {_STREAMS} videos at once, engine on one thread: "
+            f"{result['streams_over_engine']:.2f} of its own throughput",
+        ),
         ("engine", f"{ms['infer_fp32']:.2f} ms   {result['engine_over_backbone']:.3f} x   {result['engine']}, fp32"),
         (
             "preprocess",
@@ -215,15 +226,27 @@ def _time_predict(predictor: Predictor, frames: Sequence[NDArray[np.uint8]]) -> 
 
 def _time_watch(predictor: Predictor, video: Path) -> float:
     """Median time from frame to decision of one pass over the video."""
+    return _watch(predictor, [video]).latencies["frame_to_decision"].p50_s
+
+
+def _time_streams(predictor: Predictor, golden: Sequence[NDArray[np.uint8]], video: Path) -> dict[str, list[float]]:
+    """Seconds of the engine alone for a frame, and of ``watch`` for a frame of several videos at once."""
+    time.sleep(_REST_S)
+    frame = golden[0][np.newaxis]
+    alone = _time_each(lambda: predictor.engine.infer(frame))
+    return {"infer_alone": alone, "streams": [1.0 / _watch(predictor, [video] * _STREAMS).throughput_fps]}
+
+
+def _watch(predictor: Predictor, videos: Sequence[Path]) -> WatchSummary:
     watcher = Watcher(
         predictor,
-        [open_source(parse_source(str(video)))],
+        [open_source(parse_source(str(video))) for video in videos],
         on_event=lambda event: None,
         on_notice=lambda name, text: None,
         on_failure=_raise,
     )
     watcher.run()
-    return watcher.summary().latencies["frame_to_decision"].p50_s
+    return watcher.summary()
 
 
 def _raise(name: str, error: Exception) -> None:

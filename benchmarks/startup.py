@@ -29,7 +29,7 @@ def _say_peak():
         print("peak kB", re.search(r"VmHWM:\\s*(\\d+)", file.read())[1], file=sys.stderr)
 atexit.register(_say_peak)
 """
-# The libraries alone; then with a session of the same graph that has scored a frame of the same video.
+# The libraries alone; then with a session of the same graph that scores the same video.
 _LIBRARIES = "import cv2, numpy, onnxruntime"
 _BARE = """\
 import sys, cv2, numpy, onnxruntime
@@ -122,7 +122,7 @@ def _process(code: str, *arguments: str) -> tuple[float, float, str]:
     done = subprocess.run([sys.executable, "-c", _PEAK + code, *arguments], capture_output=True, text=True)
     seconds = time.perf_counter() - start
     said, _, peak_kb = done.stderr.rpartition("peak kB ")
-    if done.returncode not in (0, 1) or not peak_kb:
-        msg = f"{code.splitlines()[-1]} {' '.join(arguments)}: ended with {done.returncode} ({said.strip()[-300:]})"
+    if done.returncode != 0 or not peak_kb:
+        msg = f"{code.strip()[-60:]!r} {' '.join(arguments)}: ended with {done.returncode} ({said.strip()[-300:]})"
         raise UsageError(msg)
     return seconds, int(peak_kb) / 1024, done.stdout

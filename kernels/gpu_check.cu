@@ -297,7 +297,7 @@ int main(int count, char** arguments) {
       "|---|---|---|---|---|---|---|\n");
   bool right = true;
   for (const Shape& shape : {Shape{1, 432, 256, 640, 512}, Shape{3, 33, 35, 41, 29}, Shape{2, 65, 100, 300, 299},
-                             Shape{1, 1, 1, 2, 1}, Shape{8, 128, 64, 200, 10}}) {
+                             Shape{1, 1, 1, 2, 1}, Shape{8, 128, 64, 200, 10}, Shape{2, 40, 5000, 1200, 600}}) {
     right = check<float>(shape, "FP32", random) && right;
     right = check<meliad::cuda::Half>(shape, "FP16", random) && right;
   }

@@ -15,8 +15,8 @@ InstructionSet best_of_processor() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")) {
-    if (amx::supported()) return InstructionSet::kAmx;
-    return __builtin_cpu_supports("avx512vnni") ? InstructionSet::kVnni : InstructionSet::kAvx512;
+    if (!__builtin_cpu_supports("avx512vnni")) return InstructionSet::kAvx512;
+    return amx::supported() ? InstructionSet::kAmx : InstructionSet::kVnni;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::kAvx2;
 #endif

@@ -116,7 +116,7 @@ PatchEntropyScorer::PatchEntropyScorer(const PatchEntropyParameters& parameters,
            pays(anomalies, anomaly_count, depth, parameters.softness);
   };
   if (instruction_set_ == InstructionSet::kAmx && !(both(amx::pays) && amx::permitted())) {
-    instruction_set_ = InstructionSet::kAvx512;
+    instruction_set_ = InstructionSet::kVnni;
   }
   if (instruction_set_ == InstructionSet::kVnni && !both(vnni::pays)) instruction_set_ = InstructionSet::kAvx512;
 #endif

@@ -29,7 +29,7 @@ constexpr int kTileRows = 16,
               kTileDepth = 32;  // a tile is 16 prototypes of 32 channels, or 16 pairs of channels of 16 cells
 constexpr int kTileValues = kTileRows * kTileDepth;
 // What rounding to 8 bits of mantissa takes from both factors at most, as a share of the product of their lengths.
-constexpr float kProductError = 0x1p-8f;
+constexpr float kProductError = 0x1p-7f;
 
 int64_t chunks(int64_t depth) { return (depth + kTileDepth - 1) / kTileDepth; }
 

@@ -1,5 +1,5 @@
 // Screening: what is left to do around a coarse product. patch_entropy_amx.cpp and patch_entropy_vnni.cpp include this
-// file, hence no include guard: each in a namespace that defines kPrototypes, Embeddings with its columns, and
+// file, hence no include guard: each in a namespace that defines kLanes, kCells, kPrototypes, Embeddings, and
 // multiply, with MELIAD_TARGET as the attribute that compiles a function for its instruction set, AVX-512 at least.
 //
 // The coarse product of z and p is off by at most |z - z~| |p| + |z~| |p - p~|, where ~ marks what is left after
@@ -9,7 +9,7 @@ constexpr float error_of_additions(int64_t depth) { return float(depth + 4) * 0x
 constexpr float error_of_tiny_values(int64_t depth) { return float(depth) * 4 * FLT_MIN; }  // absolute
 // The norms of a cell and a prototype are the same floats in every distance, so only their sum is rounded here.
 constexpr float kErrorOfSum = 0x1p-20f;
-// What rounding may add to a length that was computed in single precision, and the difference between |z| and |z~|.
+// What rounding may add to a length that was computed in single precision.
 constexpr float kLengthMargin = 1.01f;
 
 struct CellNorms {
@@ -98,6 +98,7 @@ class ClassPass {
       const __m512 margin = _mm512_set1_ps(2 * kLengthMargin);  // the product counts twice in a squared distance
       const __m512 length = _mm512_mul_ps(_mm512_sqrt_ps(norm), margin);
       const __m512 rounding = _mm512_mul_ps(_mm512_sqrt_ps(_mm512_load_ps(norms_.rounding + half * kLanes)), margin);
+      const __m512 coarse_length = _mm512_add_ps(length, rounding);  // at least that of z~
       const __m512 per_length = _mm512_fmadd_ps(length, _mm512_set1_ps(error_of_additions(input_.depth)), rounding);
       __m512 bound = _mm512_set1_ps(INFINITY);  // one distance is at most that
       for (int k = 0; k < count; ++k) {
@@ -105,7 +106,7 @@ class ClassPass {
         const __m512 norms = _mm512_add_ps(norm, _mm512_set1_ps(prototypes_.squared_norms[index]));
         __m512 error = _mm512_fmadd_ps(norms, error_of_sum, tiny);
         error = _mm512_fmadd_ps(per_length, _mm512_set1_ps(prototypes_.lengths[index]), error);
-        error = _mm512_fmadd_ps(length, _mm512_set1_ps(prototypes_.rounding_lengths[index]), error);
+        error = _mm512_fmadd_ps(coarse_length, _mm512_set1_ps(prototypes_.rounding_lengths[index]), error);
         float* const products = squared[k] + half * kLanes;
         const __m512 middle = _mm512_fmadd_ps(_mm512_load_ps(products), _mm512_set1_ps(-2.0f), norms);
         bound = _mm512_min_ps(_mm512_add_ps(middle, error), bound);  // stays where there is a NaN

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 namespace meliad::cpu {
@@ -21,9 +22,7 @@ float squared_distance(const float* a, const float* b, int64_t depth) {
 }
 
 float squared_norm(const float* values, int64_t depth) {
-  float total = 0;
-  for (int64_t i = 0; i < depth; ++i) total += values[i] * values[i];
-  return total;
+  return std::inner_product(values, values + depth, values, 0.0f);
 }
 
 }  // namespace
@@ -36,19 +35,19 @@ bool screening_pays(const float* rows, int64_t count, int64_t depth, float softn
   if (!std::all_of(rows, rows + count * depth, [](float value) { return std::fabs(value) < 1e15f; })) return false;
   const float reach = screening_reach(count, softness);
   constexpr int64_t kSamples = 8;
+  float longest = 0;
+  for (int64_t k = 0; k < count; ++k) longest = std::max(longest, squared_norm(rows + k * depth, depth));
+  // Both the nearest one and those within its reach are known up to this.
+  const float error = 2 * product_error * longest;
   std::vector<float> squared;
   double within = 0;
   int64_t samples = 0;
   for (int64_t i = 0; i < count; i += std::max<int64_t>(1, count / kSamples), ++samples) {
     squared.clear();
-    float longest = 0;
     for (int64_t k = 0; k < count; ++k) {
-      longest = std::max(longest, squared_norm(rows + k * depth, depth));
       if (k != i) squared.push_back(squared_distance(rows + i * depth, rows + k * depth, depth));
     }
     if (squared.empty()) return true;
-    // Both the nearest one and those within its reach are known up to this.
-    const float error = 2 * product_error * longest;
     const float farthest = std::sqrt(*std::min_element(squared.begin(), squared.end()) + error) + reach;
     within += double(std::count_if(squared.begin(), squared.end(),
                                    [&](float distance) { return distance - error <= farthest * farthest; }));

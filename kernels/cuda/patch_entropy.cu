@@ -484,8 +484,10 @@ size_t workspace_bytes(int64_t images, int64_t cells) {
 template <typename Element>
 cudaError_t score_patches(const PatchEntropyParameters& parameters, const Element* prototypes, int64_t count,
                           const PatchEntropyBatchOf<Element>& batch, void* workspace, cudaStream_t stream) {
-  constexpr int64_t kMostImages = 65535;  // in the second or third dimension of a grid
+  constexpr int64_t kMostImages = 65535;       // in the second or third dimension of a grid
+  constexpr int64_t kMostOnASide = 1LL << 24;  // so that a tile of rows has fewer than 2^31 elements, too
   const bool fits = batch.images > 0 && batch.images <= kMostImages && batch.depth > 0 && batch.cells > 0 &&
+                    batch.cells <= kMostOnASide && batch.depth <= kMostOnASide &&
                     batch.cells <= INT32_MAX / batch.depth && count <= INT32_MAX / batch.depth &&
                     parameters.n_normal >= 1 && parameters.n_normal < count && parameters.top_cells >= 1 &&
                     parameters.top_cells <= batch.cells;

@@ -17,8 +17,9 @@ def test_limit_compares_with_the_bare_backbone() -> None:
         ratio = result["median_ms"][f"predict_{precision}"] / result["median_ms"]["backbone"]
         assert result[f"{precision}_over_backbone"] == pytest.approx(ratio)
     assert result["watch_over_backbone"] > 0.0
+    assert 0.0 < result["streams_over_engine"] < 2.0
     assert [topic for topic, _ in limit.describe(result)] == [
-        "backbone", "fp32", "int8", "watch", "engine", "preprocess", "product",
+        "backbone", "fp32", "int8", "watch", "streams", "engine", "preprocess", "product",
     ]  # fmt: skip
 
 

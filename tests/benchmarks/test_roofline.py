@@ -41,6 +41,7 @@ def test_shapes_are_those_of_the_kernels() -> None:
     source = roofline.SOURCES["patch_entropy"].read_text()
     for name, value in {
         "kPrototypes": roofline.PROTOTYPES // roofline._TILES,
+        "kSplits": roofline.PROTOTYPES * 4 // 5 // 64,  # each tile of the larger class has a block of its own
         "kThreads": roofline._THREADS["summarise"],
         "kFinishThreads": roofline._THREADS["finish"],
     }.items():

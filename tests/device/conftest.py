@@ -162,8 +162,10 @@ class SshDevice:
         """Meanwhile nothing crosses its links, and neither side is told."""
         sessions = self._sessions()
         kill(sessions, signal.SIGSTOP)
-        yield
-        kill(sessions, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            kill(sessions, signal.SIGCONT)
 
     def _sessions(self) -> list[int]:
         sessions = children(self.server.pid)

@@ -22,7 +22,7 @@ def run_on_cpu(cxx: str, program: Path, kernel: Path) -> subprocess.CompletedPro
 def test_right_kernels_are_found_right(cxx: str, tmp_path: Path) -> None:
     done = run_on_cpu(cxx, tmp_path / "gpu_check", KERNELS / "cuda" / "patch_entropy.cu")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("| right |") == 14, "ten of the scoring, four of the resize"
+    assert done.stdout.count("| right |") == 16, "twelve of the scoring, four of the resize"
     assert "executed on the CPU: no times" in done.stdout
 
 

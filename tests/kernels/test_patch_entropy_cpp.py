@@ -19,12 +19,13 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("softness", [1.5, 1e-3], ids=["soft", "hard"])  # screening pays where it is small
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("implementation", ["baseline", "avx2", "avx512", "vnni", "amx", "cuda", "reference"])
 def test_agrees_with_the_definition(
-    implementation: str, shape: dict[str, int], make_case: Any, sanitized: Any, precision: Any
+    implementation: str, shape: dict[str, int], softness: float, make_case: Any, sanitized: Any, precision: Any
 ) -> None:
-    case = make_case(**shape)
+    case = make_case(**shape, softness=softness)
     outputs = sanitized(case, implementation)
     if outputs is None:
         pytest.skip(f"this processor has no {implementation}")

@@ -51,6 +51,7 @@ def test_agrees_with_the_definition_at_any_size(
 
 LARGE = {
     "many prototypes": {"prototypes": 2048, "n_normal": 1500, "height": 8, "width": 8},
+    "more patches than are kept": {"images": 2, "depth": 5, "height": 70, "width": 60, "top_cells": 301},
     "many patches": {"images": 1, "depth": 16, "height": 64, "width": 64, "top_cells": 205},
     "many images": {"images": 32, "depth": 24},
     "deep": {"images": 1, "depth": 1025, "height": 4, "width": 8},
@@ -132,7 +133,10 @@ def test_no_thread_reads_what_another_may_be_writing(cxx: str, make_case: Any, c
 def test_every_barrier_is_needed_and_its_absence_is_seen(
     cxx: str, make_case: Any, compile_program: Any, tmp_path: Path
 ) -> None:
-    """Without any one of them the outputs change for some order of the threads, so other tests would find that."""
+    """Without any one of them the outputs change for some order of the threads, so other tests would find that.
+
+    But for the one between blocks, which run one after the other here.
+    """
     shape = {"images": 1, "height": 9, "prototypes": 700, "n_normal": 560, "top_cells": 7}
     # Elements one by one, 16 bytes at a time beside the computation, and cells enough for several blocks to finish.
     cases = {
@@ -158,7 +162,7 @@ def test_every_barrier_is_needed_and_its_absence_is_seen(
     for number in range(1, len(pieces)):
         before, after = barrier.join(pieces[:number]), barrier.join(pieces[number:])
         if "__threadfence();" in before.splitlines()[-2]:
-            continue  # for other blocks, and here blocks run one after the other
+            continue
         file = tmp_path / "without.cu"
         file.write_text(before + ";" + after)
         line = before.count("\n") + 1

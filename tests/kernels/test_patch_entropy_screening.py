@@ -122,6 +122,20 @@ def test_roundings_that_add_up_hide_nothing(
     precision.check(screened(case), case)
 
 
+def test_roundings_of_bytes_that_add_up_hide_nothing(make_case: Any, screened: Any, precision: Any) -> None:
+    """One large channel sets the scale; the others round up where they should not count, and down where they should."""
+    case = make_case(images=1, depth=432, height=4, width=4, prototypes=40, n_normal=30, softness=1e-2, top_cells=1)
+    z = np.full((432, 16), 3.5, np.float32)
+    z[0], z[1] = 127, 0
+    prototypes = 300 * case.prototypes
+    prototypes[3], prototypes[7] = 3.53, 3.49  # as bytes 4 and 3
+    prototypes[[3, 7], 0], prototypes[[3, 7], 1] = 0, 127
+    squared = np.square(z[:, 0].astype(np.float64) - prototypes[[3, 7]]).sum(axis=1)
+    assert 0.1 < squared[0] - squared[1] < 0.6
+    case = case.but(z=z.reshape(1, 432, 4, 4), prototypes=prototypes.astype(np.float32))
+    precision.check(screened(case), case)
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), depth=st.sampled_from([32, 100, 432]))
 def test_agrees_where_all_values_are_ties_of_bfloat16(
