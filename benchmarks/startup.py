@@ -17,6 +17,7 @@ from meliad_edge.benchmarks.limit import FRAME_HW, SIZE
 from meliad_edge.benchmarks.sample_model import sample_bundle, sample_model, write_video
 from meliad_edge.errors import UsageError
 from meliad_edge.progress import track
+from meliad_edge.runtime.kernel_library import find_kernel_library
 
 _RUNS = 9
 _FRAMES = 200
@@ -62,14 +63,12 @@ def run(runs: int = _RUNS) -> dict[str, Any]:
     Returns:
         JSON values: ``help_s``, wall time of ``meliad-edge --help``, and ``python_s`` of an empty program;
         ``import_s``, what the runtime and the watcher add to the import of ONNX Runtime and OpenCV; peak resident
-        memory in MB of ``watch`` over a video, ``watch_mb``, of a bare loop that decodes, resizes and scores the same
-        video with the same graph, ``bare_mb``, and of the libraries imported, ``libraries_mb``.
+        memory, in MB of 2^20 bytes, of ``watch`` over a video, ``watch_mb``, of a bare loop that decodes, resizes and
+        scores the same video with the same graph, ``bare_mb``, and of the libraries imported, ``libraries_mb``.
 
     Raises:
         UsageError: A process fails.
     """
-    from meliad_edge.runtime.kernel_library import find_kernel_library
-
     model = sample_model(SIZE)
     samples: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="meliad-startup-") as name:
