@@ -24,6 +24,7 @@ import io
 import json
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -424,7 +425,9 @@ def _encode_png(image: NDArray[np.uint8]) -> bytes:
 
 def _decode_maps(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
     try:
-        maps = np.load(io.BytesIO(data), allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what NumPy only reads with a warning we have not written
+            maps = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # NumPy reads the header as Python source and lets through what that raises
         msg = f"golden maps cannot be read ({type(error).__name__})"
         raise ValueError(msg) from error

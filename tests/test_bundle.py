@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import tracemalloc
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -412,6 +413,15 @@ def test_golden_maps_of_another_kind(path: Path, data: bytes) -> None:
     write_parts(path, read_parts(path) | {"golden/maps.npy": data})
     refused(path)
     assert not Path("/tmp/meliad-edge-was-here").exists()
+
+
+def test_golden_maps_that_numpy_warns_of(path: Path) -> None:
+    data = _npy(np.zeros((3, 2, 3), np.float32)).replace(b"(3, 2, 3), } ", b"(3L, 2, 3), }")
+    write_parts(path, read_parts(path) | {"golden/maps.npy": data})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        refused(path)
+    assert not said
 
 
 def _png(width: int, height: int, rows: int = 1) -> bytes:
