@@ -27,7 +27,7 @@ from meliad_edge.runtime.load import make_predictor
 from meliad_edge.runtime.predictor import Predictor
 from meliad_edge.stream.sources import open_source
 from meliad_edge.stream.uri import parse_source
-from meliad_edge.stream.watcher import Watcher, WatchSummary
+from meliad_edge.stream.watcher import Camera, Watcher, WatchSummary
 
 SIZE = 256
 FRAME_HW = (480, 640)
@@ -240,7 +240,7 @@ def _time_streams(predictor: Predictor, golden: Sequence[NDArray[np.uint8]], vid
 def _watch(predictor: Predictor, videos: Sequence[Path]) -> WatchSummary:
     watcher = Watcher(
         predictor,
-        [open_source(parse_source(str(video))) for video in videos],
+        [Camera(open_source(parse_source(str(video)))) for video in videos],
         on_event=lambda event: None,
         on_notice=lambda name, text: None,
         on_failure=_raise,

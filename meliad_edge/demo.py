@@ -24,7 +24,7 @@ from meliad_edge.run import Run
 from meliad_edge.runtime.load import load_predictor
 from meliad_edge.stream.sources import open_source
 from meliad_edge.stream.uri import parse_source
-from meliad_edge.stream.watcher import Watcher, WatchSummary
+from meliad_edge.stream.watcher import Camera, Watcher, WatchSummary
 from meliad_edge.train import fit
 
 _CELLS_PER_KIND = 12
@@ -127,16 +127,16 @@ def write_video(run: Run, evaluation: Evaluation, path: Path) -> list[Scene]:
 
 
 def _watch(model: Path, video: Path) -> tuple[list[Event], WatchSummary]:
-    last_states: dict[int, Event] = {}
+    last_states: dict[str, Event] = {}
     with progress_bar() as bar:
         task = bar.add_task(f"{'watching':<24}", total=2 * _CELLS_PER_KIND * _FRAMES_PER_CELL, note="")
         watcher = Watcher(
             load_predictor(model),
-            [open_source(parse_source(str(video)))],
+            [Camera(open_source(parse_source(str(video))))],
             on_event=lambda event: last_states.__setitem__(event.id, event),
             on_notice=lambda name, text: None,
             on_failure=_raise,
-            on_frame=lambda: bar.advance(task),
+            on_decision=lambda decision: bar.advance(task),
         )
         watcher.run()
     return list(last_states.values()), watcher.summary()
@@ -147,7 +147,13 @@ def _raise(name: str, error: Exception) -> None:
 
 
 def _is_seen(scene: Scene, events: list[Event]) -> bool:
-    return any(event.first_frame <= scene.last_frame and event.last_frame >= scene.first_frame for event in events)
+    return any(
+        event.first_frame is not None
+        and event.last_frame is not None
+        and event.first_frame <= scene.last_frame
+        and event.last_frame >= scene.first_frame
+        for event in events
+    )
 
 
 def _report_data(
@@ -192,7 +198,7 @@ def _events_table(scenes: list[Scene], events: list[Event]) -> Table:
     rows = []
     for scene in scenes:
         seen = [event for event in events if _is_seen(scene, [event])]
-        score = max((event.prediction.score for event in seen), default=None)
+        score = max((event.peak_score for event in seen if event.peak_score is not None), default=None)
         rows.append(
             (
                 scene.name,

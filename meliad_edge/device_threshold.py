@@ -6,12 +6,16 @@ import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from meliad_edge.bundle import Bundle
+from meliad_edge.bundle import Bundle, open_bundle
 from meliad_edge.calibrate import Calibration, calibrate, move_threshold
 from meliad_edge.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from meliad_edge.runtime.predictor import Predictor
 
 _MAX_FILE_BYTES = 4096
 
@@ -45,19 +49,12 @@ def set_threshold(
     Raises:
         UsageError: Not exactly one of the two is given, or it is out of range.
     """
-    if (false_alarm_rate is None) == (value is None):
-        msg = "name either --false-alarm-rate or --value"
-        raise UsageError(msg)
-    chosen = _DeviceThreshold(
-        manifest_sha256=_digest(bundle),
-        threshold=_finite(value) if value is not None else _at_rate(bundle.calibration, false_alarm_rate).threshold,
-        target_false_alarm_rate=false_alarm_rate,
-    )
+    chosen, calibration = _choose(bundle, bundle.calibration, false_alarm_rate, value)
     file = threshold_file(bundle_file)
     partial = file.with_name(file.name + ".partial")
     partial.write_text(chosen.model_dump_json(indent=1) + "\n", encoding="utf-8")
     partial.replace(file)
-    return _calibration(bundle.calibration, chosen)
+    return calibration
 
 
 def with_device_threshold(bundle: Bundle, bundle_file: Path) -> Bundle:
@@ -79,6 +76,69 @@ def with_device_threshold(bundle: Bundle, bundle_file: Path) -> Bundle:
         msg = f"{file}: belongs to another bundle than {bundle_file.name}; {_mend(bundle_file)}"
         raise BundleError(msg)
     return replace(bundle, calibration=_calibration(bundle.calibration, chosen))
+
+
+class LiveThreshold:
+    """The threshold of a predictor at work, which may be moved while it decides; the move is kept for the next start.
+
+    Args:
+        predictor: Whose threshold it is.
+        bundle_file: Where its bundle is.
+    """
+
+    def __init__(self, predictor: Predictor, bundle_file: Path) -> None:
+        self._predictor = predictor
+        self._bundle_file = bundle_file
+        self._shipped = open_bundle(bundle_file).calibration
+
+    @property
+    def calibration(self) -> Calibration:
+        """The threshold in force and what is known of its false alarms."""
+        return self._predictor.bundle.calibration
+
+    @property
+    def shipped(self) -> Calibration:
+        """The threshold of the bundle."""
+        return self._shipped
+
+    def preview(self, *, false_alarm_rate: float | None = None, value: float | None = None) -> Calibration:
+        """What a threshold would be and promise; nothing is changed.
+
+        Raises:
+            UsageError: Not exactly one of the two is given, or it is out of range.
+        """
+        return _choose(self._predictor.bundle, self._shipped, false_alarm_rate, value)[1]
+
+    def move(self, *, false_alarm_rate: float | None = None, value: float | None = None) -> Calibration:
+        """Decide at another threshold from the next frame on.
+
+        Raises:
+            UsageError: Not exactly one of the two is given, or it is out of range.
+        """
+        bundle = replace(self._predictor.bundle, calibration=self._shipped)
+        calibration = set_threshold(bundle, self._bundle_file, false_alarm_rate=false_alarm_rate, value=value)
+        self._predictor.bundle = replace(bundle, calibration=calibration)
+        return calibration
+
+    def reset(self) -> Calibration:
+        """Go back to the threshold of the bundle."""
+        threshold_file(self._bundle_file).unlink(missing_ok=True)
+        self._predictor.bundle = replace(self._predictor.bundle, calibration=self._shipped)
+        return self._shipped
+
+
+def _choose(
+    bundle: Bundle, shipped: Calibration, false_alarm_rate: float | None, value: float | None
+) -> tuple[_DeviceThreshold, Calibration]:
+    if (false_alarm_rate is None) == (value is None):
+        msg = "name either --false-alarm-rate or --value"
+        raise UsageError(msg)
+    chosen = _DeviceThreshold(
+        manifest_sha256=_digest(bundle),
+        threshold=_finite(value) if value is not None else _at_rate(shipped, false_alarm_rate).threshold,
+        target_false_alarm_rate=false_alarm_rate,
+    )
+    return chosen, _calibration(shipped, chosen)
 
 
 def _calibration(shipped: Calibration, chosen: _DeviceThreshold) -> Calibration:

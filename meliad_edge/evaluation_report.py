@@ -18,6 +18,7 @@ from meliad_edge.models.network import FrozenBackboneNetwork
 from meliad_edge.report import HeldOutScores, InspectedImage, ReportData, Table
 from meliad_edge.run import Run
 from meliad_edge.runtime.predictor import Region, find_regions
+from meliad_edge.runtime.view import Box
 
 _GALLERY_PER_CLASS = 6
 _WORST = 6
@@ -75,7 +76,8 @@ def _inspect(run: Run, evaluation: Evaluation, index: int) -> InspectedImage:
     raw, calibration = evaluation.raw, run.calibration
     regions: tuple[Region, ...] = ()
     if raw.score[index] >= calibration.threshold:
-        regions = find_regions(raw.map[index], raw.nearest[index], frame.shape[:2], calibration, run.exemplars)
+        whole = Box(0, 0, frame.shape[1], frame.shape[0])
+        regions = find_regions(raw.map[index], raw.nearest[index], whole, calibration, run.exemplars)
     return InspectedImage(
         name=sample.path.name,
         defect=sample.defect,

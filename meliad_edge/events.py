@@ -1,19 +1,28 @@
-"""Turns the scores of consecutive frames into events: an anomaly that persists begins, changes and ends.
+"""Turns what is seen frame by frame into events: something that persists begins, changes and ends.
 
 Pure: no clock, no input, no output.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from enum import Enum
-from itertools import count
 
 from meliad_edge.errors import UsageError
 from meliad_edge.runtime.predictor import Prediction, Region
 from meliad_edge.stream.frames import Frame
+
+
+class EventKind(Enum):
+    """What an event is about."""
+
+    ANOMALY = "anomaly"
+    CAMERA = "camera"
+    DRIFT = "drift"
 
 
 class EventState(Enum):
@@ -45,78 +54,92 @@ STREAM_WINDOW = Window(3, 5)
 SINGLE_IMAGE_WINDOW = Window(1, 1)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Event:
-    """One state change of an anomaly that persists.
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When something was seen, by both clocks.
 
     Attributes:
-        id: Number of the event; all its state changes share it.
-        state: What happened.
-        source: Name of the source.
-        first_frame, last_frame: Ids of the first and the latest anomalous frame so far.
-        started_s, last_seen_s: Capture times of these two, monotonic clock.
-        frame: The frame with the highest score so far.
-        prediction: The prediction on that frame.
+        monotonic_s: For differences; it never jumps.
+        wall_s: Seconds since 1970 as the clock of the machine said then; a clock set later does not change it.
     """
 
-    id: int
-    state: EventState
-    source: str
-    first_frame: int
-    last_frame: int
-    started_s: float
-    last_seen_s: float
-    frame: Frame
-    prediction: Prediction
+    monotonic_s: float
+    wall_s: float
 
     @property
-    def peak_score(self) -> float:
-        """Highest raw score so far."""
-        return self.prediction.score
+    def date(self) -> datetime:
+        """The wall time in UTC."""
+        return datetime.fromtimestamp(self.wall_s, tz=timezone.utc)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event:
+    """One state change of something that persists.
+
+    Attributes:
+        id: Names the event, sorts by time and is safe as a file name; all its state changes share it.
+        kind: What it is about.
+        state: What happened.
+        camera: Name of what is watched.
+        source: The same; for a folder or glob the name of the picture.
+        started, last_seen: When it was first and last seen.
+        first_frame, last_frame: Ids of these two frames; None for a camera that delivers none.
+        frame: The picture that shows it, if there is one: of an anomaly, the one with the highest score so far.
+        prediction: The prediction on that frame, of an anomaly.
+        condition: What is wrong with a camera or its scores, in one word; ``""`` for an anomaly.
+        detail: The same in one sentence, with the figures.
+    """
+
+    id: str
+    kind: EventKind
+    state: EventState
+    camera: str
+    source: str
+    started: Moment
+    last_seen: Moment
+    first_frame: int | None
+    last_frame: int | None
+    frame: Frame | None
+    prediction: Prediction | None = None
+    condition: str = ""
+    detail: str = ""
+
+    @property
+    def peak_score(self) -> float | None:
+        """Highest raw score so far, of an anomaly."""
+        return None if self.prediction is None else self.prediction.score
 
     @property
     def regions(self) -> tuple[Region, ...]:
         """Regions of the frame with the highest score."""
-        return self.prediction.regions
+        return () if self.prediction is None else self.prediction.regions
 
 
-@dataclass(slots=True)
-class _Open:
-    """An event that has begun and not ended."""
+NewId = Callable[[Moment], str]
 
-    id: int
-    first: Frame
-    last: Frame
-    best: tuple[Frame, Prediction]
 
-    def to_event(self, state: EventState) -> Event:
-        return Event(
-            id=self.id,
-            state=state,
-            source=self.first.source,
-            first_frame=self.first.id,
-            last_frame=self.last.id,
-            started_s=self.first.captured_s,
-            last_seen_s=self.last.captured_s,
-            frame=self.best[0],
-            prediction=self.best[1],
-        )
+def new_event_id(started: Moment) -> str:
+    """An id such as ``20261126T120341.250Z-3f9c1a``: the time, and what tells events of one moment apart."""
+    date = started.date
+    return f"{date:%Y%m%dT%H%M%S}.{date.microsecond // 1000:03d}Z-{secrets.token_hex(3)}"
 
 
 class EventTracker:
     """N-of-M hysteresis over the scored frames of one source.
 
     Args:
+        camera: Name of what is watched.
         window: When an event begins and ends.
-        ids: Where event numbers come from; shared by the trackers of several sources.
+        new_id: Names a new event.
     """
 
-    def __init__(self, window: Window = STREAM_WINDOW, *, ids: Iterator[int] | None = None) -> None:
+    def __init__(self, camera: str, window: Window = STREAM_WINDOW, *, new_id: NewId = new_event_id) -> None:
+        self._camera = camera
         self._needed = window.needed
         # The last frames; None stands for a normal one.
         self._recent: deque[tuple[Frame, Prediction] | None] = deque(maxlen=window.size)
-        self._ids = ids if ids is not None else count(1)
-        self._open: _Open | None = None
+        self._new_id = new_id
+        self._open: Event | None = None
 
     def update(self, frame: Frame, prediction: Prediction) -> Event | None:
         """Take in the next scored frame.
@@ -130,14 +153,14 @@ class EventTracker:
         if self._open is None:
             if len(anomalous) < self._needed:
                 return None
-            best = max(anomalous, key=lambda entry: entry[1].score)
-            self._open = _Open(next(self._ids), first=anomalous[0][0], last=anomalous[-1][0], best=best)
-            return self._open.to_event(EventState.NEW)
+            self._open = self._begin(anomalous)
+            return self._open
         if prediction.is_anomaly:
-            self._open.last = frame
-            if prediction.score > self._open.best[1].score:
-                self._open.best = (frame, prediction)
-                return self._open.to_event(EventState.UPDATE)
+            self._open = replace(self._open, state=EventState.UPDATE, last_seen=moment_of(frame), last_frame=frame.id)
+            best = self._open.peak_score
+            if best is not None and prediction.score > best:
+                self._open = replace(self._open, frame=frame, prediction=prediction)
+                return self._open
             return None
         return None if anomalous else self.finish()
 
@@ -145,4 +168,87 @@ class EventTracker:
         """The source ended: end the open event, if there is one, and forget the frames before."""
         self._recent.clear()
         ended, self._open = self._open, None
-        return ended.to_event(EventState.END) if ended is not None else None
+        return replace(ended, state=EventState.END) if ended is not None else None
+
+    def _begin(self, anomalous: list[tuple[Frame, Prediction]]) -> Event:
+        first, last = anomalous[0][0], anomalous[-1][0]
+        frame, prediction = max(anomalous, key=lambda entry: entry[1].score)
+        return Event(
+            id=self._new_id(moment_of(first)),
+            kind=EventKind.ANOMALY,
+            state=EventState.NEW,
+            camera=self._camera,
+            source=first.source,
+            started=moment_of(first),
+            last_seen=moment_of(last),
+            first_frame=first.id,
+            last_frame=last.id,
+            frame=frame,
+            prediction=prediction,
+        )
+
+
+class ConditionTracker:
+    """Turns a condition that lasts into one event: of a camera, or of the scores it gives.
+
+    Args:
+        camera: Name of what is watched.
+        kind: ``CAMERA`` or ``DRIFT``.
+        new_id: Names a new event.
+    """
+
+    def __init__(self, camera: str, kind: EventKind, *, new_id: NewId = new_event_id) -> None:
+        self._camera = camera
+        self._kind = kind
+        self._new_id = new_id
+        self._open: Event | None = None
+
+    @property
+    def condition(self) -> str:
+        """The condition that holds now; ``""`` when all is well."""
+        return "" if self._open is None else self._open.condition
+
+    def update(self, condition: str, detail: str, seen: Moment, frame: Frame | None) -> list[Event]:
+        """Take in what holds now.
+
+        Args:
+            condition: In one word, ``""`` when all is well.
+            detail: In one sentence.
+            seen: When.
+            frame: The frame that shows it, if there is one.
+
+        Returns:
+            Nothing while the condition stays; else the end of the one before, the beginning of the next, or both.
+        """
+        if condition == self.condition:
+            if self._open is not None:
+                self._open = replace(self._open, last_seen=seen, last_frame=frame.id if frame else None)
+            return []
+        events = [ended for ended in [self.finish()] if ended is not None]
+        if condition:
+            self._open = Event(
+                id=self._new_id(seen),
+                kind=self._kind,
+                state=EventState.NEW,
+                camera=self._camera,
+                source=self._camera,
+                started=seen,
+                last_seen=seen,
+                first_frame=frame.id if frame else None,
+                last_frame=frame.id if frame else None,
+                frame=frame,
+                condition=condition,
+                detail=detail,
+            )
+            events.append(self._open)
+        return events
+
+    def finish(self) -> Event | None:
+        """End the open event, if there is one."""
+        ended, self._open = self._open, None
+        return replace(ended, state=EventState.END) if ended is not None else None
+
+
+def moment_of(frame: Frame) -> Moment:
+    """When a frame was captured."""
+    return Moment(frame.captured_s, frame.captured_wall_s)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from meliad_edge.calibrate import Calibration
 from meliad_edge.runtime.predictor import Prediction, Region
+from meliad_edge.runtime.view import Box
 
 if TYPE_CHECKING:
     from cv2.typing import MatLike
@@ -56,6 +57,7 @@ def overlay(
     value_range: tuple[float, float],
     regions: Sequence[Region] = (),
     *,
+    area: Box | None = None,
     caption: str = "",
 ) -> NDArray[np.uint8]:
     """Draw evidence over an image: nothing at or below the low end of the scale, more opaque the higher above.
@@ -65,15 +67,19 @@ def overlay(
         evidence_map: [h, w], any size; enlarged bilinearly.
         value_range: Values of the first and the last colour, ``Calibration.colour_range``.
         regions: Outlined.
+        area: The part of the image that the map covers; None is all of it.
         caption: One line of ASCII text in the upper left corner.
 
     Returns:
         uint8 RGB [H, W, 3].
     """
     height, width = image.shape[:2]
-    levels = cv2.resize(_levels(evidence_map, value_range), (width, height), interpolation=cv2.INTER_LINEAR)
-    opacity = cv2.LUT(levels, _OPACITIES)
-    drawn = np.asarray(cv2.blendLinear(image, _colour(levels), 1.0 - opacity, opacity), dtype=np.uint8)
+    if area is None:
+        drawn = _blend(image, evidence_map, value_range)
+    else:
+        drawn = image.copy()
+        rows, columns = slice(area.y, area.y + area.height), slice(area.x, area.x + area.width)
+        drawn[rows, columns] = _blend(drawn[rows, columns], evidence_map, value_range)
     thickness = max(1, round(min(height, width) / 240))
     for region in regions:
         corners = (region.x, region.y), (region.x + region.width - 1, region.y + region.height - 1)
@@ -272,6 +278,15 @@ def encode_picture(image: NDArray[np.uint8], suffix: str) -> bytes:
     """Encode an RGB image, uint8 [H, W, 3], as ``.png`` or ``.jpg``."""
     _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return data.tobytes()
+
+
+def _blend(
+    image: NDArray[np.uint8], evidence_map: NDArray[np.float32], value_range: tuple[float, float]
+) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    levels = cv2.resize(_levels(evidence_map, value_range), (width, height), interpolation=cv2.INTER_LINEAR)
+    opacity = cv2.LUT(levels, _OPACITIES)
+    return np.asarray(cv2.blendLinear(image, _colour(levels), 1.0 - opacity, opacity), dtype=np.uint8)
 
 
 def _levels(evidence_map: NDArray[np.float32], value_range: tuple[float, float]) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meliad_edge.events import Event, Window
     from meliad_edge.sinks.sink import QueuedSink
     from meliad_edge.stream.reader import Reader
-    from meliad_edge.stream.watcher import WatchSummary
+    from meliad_edge.stream.watcher import Decision, WatchSummary
 
 
 def command(
@@ -54,7 +54,7 @@ def command(
     from meliad_edge.sinks.destinations import open_sink
     from meliad_edge.sinks.lines import LineSink, describe_as_json, describe_for_people
     from meliad_edge.sinks.sink import QueuedSink
-    from meliad_edge.stream.watcher import Watcher
+    from meliad_edge.stream.watcher import Camera, Watcher
 
     event_window = _parse_window(window)
     predictor = load_predictor(model, precision=precision, engine=engine, threads=threads)
@@ -83,12 +83,11 @@ def command(
             stack.callback(sink.close)
         watcher = Watcher(
             predictor,
-            readers,
-            window=event_window,
+            [Camera(reader, window=event_window) for reader in readers],
             on_event=publish,
             on_notice=_say_about,
             on_failure=give_up,
-            on_frame=_bar_mover(bar, readers, max_frames),
+            on_decision=_bar_mover(bar, readers, max_frames),
         )
         with _interruptible():
             watcher.run(max_frames=max_frames)
@@ -159,13 +158,13 @@ def _open_bar() -> Progress:
     return progress_bar()
 
 
-def _bar_mover(bar: Progress | None, readers: list[Reader], max_frames: int | None) -> Callable[[], None]:
+def _bar_mover(bar: Progress | None, readers: list[Reader], max_frames: int | None) -> Callable[[Decision], None]:
     """What moves the bar by one frame; its end is known only once the videos are open."""
     if bar is None:
-        return lambda: None
+        return lambda decision: None
     task = bar.add_task(f"{'watching':<24}", total=None, note="")
 
-    def move() -> None:
+    def move(decision: Decision) -> None:
         totals = [reader.total for reader in readers if reader.total is not None]
         total = sum(totals) if len(totals) == len(readers) else None
         if max_frames is not None:

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from meliad_edge.bundle import Bundle
 from meliad_edge.calibrate import Calibration
 from meliad_edge.data.preprocess import to_model_input
+from meliad_edge.errors import UsageError
 from meliad_edge.exemplars import Exemplar
 from meliad_edge.precision import Precision
-from meliad_edge.runtime.engine import Engine
+from meliad_edge.runtime.engine import Engine, RawScores
+from meliad_edge.runtime.view import WHOLE, Box, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,11 @@ class Prediction:
     Attributes:
         score: Raw score.
         threshold: Raw score at or above which ``is_anomaly`` is true.
-        map: float32 [H, W], evidence per cell of the model's grid, on the model's absolute scale.
+        map: float32 [H, W], evidence per cell of the model's grid, on the model's absolute scale; -inf where a mask
+            covers the cell.
         regions: Marked regions, highest peak first; empty on a normal image.
-        times: Stage times of this prediction.
+        times: Stage times of this prediction; of images that were scored together, those of all.
+        area: The part of the image that the map covers; None is all of it.
     """
 
     score: float
@@ -82,6 +86,7 @@ class Prediction:
     map: NDArray[np.float32]
     regions: tuple[Region, ...]
     times: StageTimes
+    area: Box | None = None
 
     @property
     def is_anomaly(self) -> bool:
@@ -119,25 +124,77 @@ class Predictor:
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """Score one RGB image, uint8 [H, W, 3] of any size."""
+        (prediction,) = self.predict_all([(image, WHOLE)])
+        return prediction
+
+    def predict_all(self, views: Sequence[tuple[NDArray[np.uint8], View]]) -> list[Prediction]:
+        """Score RGB images, each uint8 [H, W, 3] of any size, with one call of the engine.
+
+        Args:
+            views: Images, each with what of it is judged.
+
+        Raises:
+            UsageError: A view does not fit its image, or masks the map of a model whose score is not read off its map.
+        """
         start = time.perf_counter()
-        frame = to_model_input(image, self.engine.input_size_hw)
+        tiles = [to_model_input(tile, self.engine.input_size_hw) for image, view in views for tile in view.cut(image)]
+        frames = tiles[0][np.newaxis] if len(tiles) == 1 else np.stack(tiles)
         prepared = time.perf_counter()
-        raw = self.engine.infer(frame[np.newaxis])
+        raw = self.engine.infer(frames)
         inferred = time.perf_counter()
-        calibration = self.bundle.calibration
-        score = float(raw.score[0])
-        regions: tuple[Region, ...] = ()
-        if not score < calibration.threshold:
-            regions = find_regions(raw.map[0], raw.nearest[0], image.shape[:2], calibration, self.bundle.exemplars)
+        decisions = []
+        first = 0
+        for image, view in views:
+            decisions.append(self._decide(raw, first, image.shape[:2], view))
+            first += view.count
         finished = time.perf_counter()
         times = StageTimes(prepared - start, inferred - prepared, finished - inferred)
-        return Prediction(score, calibration.threshold, raw.map[0], regions, times)
+        return [
+            Prediction(score, threshold, evidence, regions, times, view.region)
+            for (score, threshold, evidence, regions), (_, view) in zip(decisions, views, strict=True)
+        ]
+
+    def _decide(
+        self, raw: RawScores, first: int, image_hw: tuple[int, int], view: View
+    ) -> tuple[float, float, NDArray[np.float32], tuple[Region, ...]]:
+        """Score, threshold, map and regions of the tiles from ``first`` on."""
+        calibration = self.bundle.calibration
+        if view is WHOLE:
+            score, evidence, nearest = float(raw.score[first]), raw.map[first], raw.nearest[first]
+        else:
+            tiles = slice(first, first + view.count)
+            evidence, nearest = view.join(list(raw.map[tiles])), view.join(list(raw.nearest[tiles]))
+            evidence, score = self._score_view(evidence, raw.score[tiles], image_hw, view)
+        regions: tuple[Region, ...] = ()
+        if not score < calibration.threshold:
+            box = view.area(image_hw)
+            regions = find_regions(evidence, nearest, box, calibration, self.bundle.exemplars)
+        return score, calibration.threshold, evidence, regions
+
+    def _score_view(
+        self, evidence: NDArray[np.float32], scores: NDArray[np.float32], image_hw: tuple[int, int], view: View
+    ) -> tuple[NDArray[np.float32], float]:
+        """The joined map without what is masked, and its score: read off it in the same way as for a whole image."""
+        ignored = view.ignored_cells(image_hw, (evidence.shape[0], evidence.shape[1]))
+        top_cells = self.bundle.manifest.top_cells
+        if top_cells is None:
+            if ignored is not None:
+                msg = f"{self.bundle.manifest.detector} does not read its score off its map, so nothing can be masked"
+                raise UsageError(msg)
+            return evidence, float(scores.max())
+        if ignored is None:
+            counted = evidence.ravel()
+        else:
+            evidence = np.where(ignored, np.float32(-np.inf), evidence)
+            counted = evidence[~ignored]
+        top = np.sort(counted)[-top_cells:]  # not a number is sorted to the top
+        return evidence, float(top.mean()) + self.bundle.calibration.score_offset
 
 
 def find_regions(
     evidence: NDArray[np.float32],
     nearest: NDArray[np.int64],
-    image_hw: tuple[int, ...],
+    area: Box,
     calibration: Calibration,
     exemplars: Sequence[Exemplar],
 ) -> tuple[Region, ...]:
@@ -148,7 +205,7 @@ def find_regions(
     Args:
         evidence: Map, float32 [h, w].
         nearest: int64 [2, h, w], see :class:`~meliad_edge.runtime.engine.RawScores`.
-        image_hw: Height and width of the image in pixels.
+        area: The part of the image that the map covers.
         calibration: Gives the cell threshold.
         exemplars: One per prototype; a prototype without one is not explained.
     """
@@ -156,7 +213,7 @@ def find_regions(
     threshold = min(calibration.cell_threshold, float(evidence.max()))
     marked = (~(evidence < threshold)).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(marked, connectivity=8)
-    scale_y, scale_x = image_hw[0] / evidence.shape[0], image_hw[1] / evidence.shape[1]
+    scale_y, scale_x = area.height / evidence.shape[0], area.width / evidence.shape[1]
     regions = []
     for label in range(1, count):
         left, top, width, height = (int(v) for v in stats[label, :4])
@@ -165,8 +222,8 @@ def find_regions(
         normal, anomalous = (int(plane[row, column]) for plane in nearest)
         regions.append(
             Region(
-                x=x,
-                y=y,
+                x=area.x + x,
+                y=area.y + y,
                 width=round((left + width) * scale_x) - x,
                 height=round((top + height) * scale_y) - y,
                 peak=float(evidence[row, column]),

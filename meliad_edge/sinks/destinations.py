@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from meliad_edge.errors import UsageError
+from meliad_edge.event_store import EventStore
 from meliad_edge.sinks.folder import FolderSink
 from meliad_edge.sinks.sink import Sink
 from meliad_edge.stream.uri import redact
@@ -24,8 +25,8 @@ def open_sink(destination: str, value_range: tuple[float, float]) -> Sink:
     """
     scheme, separator, rest = destination.partition("://")
     if not separator:
-        return FolderSink(Path(destination), value_range)
+        return FolderSink(EventStore(Path(destination)), value_range)
     if scheme.lower() == "file" and rest:
-        return FolderSink(Path(re.sub(r"^localhost(?=/)", "", unquote(rest))), value_range)
+        return FolderSink(EventStore(Path(re.sub(r"^localhost(?=/)", "", unquote(rest)))), value_range)
     msg = f"--out {redact(destination)}: not supported in this version; give a folder, as a path or file:///PATH"
     raise UsageError(msg)

@@ -1,72 +1,94 @@
-"""Events in a folder: ``events.jsonl`` with one object per state change, and one picture per event."""
+"""Events in a folder: the event store with their pictures, and ``events.jsonl`` with one object per state change."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 from meliad_edge import strict_json
 from meliad_edge.errors import UsageError
+from meliad_edge.event_store import EventStore
 from meliad_edge.events import Event, EventState
 from meliad_edge.explain import describe_score, encode_picture, overlay
-from meliad_edge.sinks.record import ToWallTime, event_record, to_wall_time
+from meliad_edge.sinks.record import event_record
+
+LOG = "events.jsonl"
+_LARGEST_LOG_BYTES = 16 * 2**20
 
 
 class FolderSink:
-    """Appends to ``events.jsonl`` and keeps a picture of each event's highest score, with the evidence drawn over it.
+    """Keeps events in the store, each with the picture of its highest score, and appends to ``events.jsonl``.
 
-    The picture is written when the event begins and again, if a higher score came, when it ends.
+    Per event ``picture.jpg`` has the evidence drawn over it and ``frame.png`` is what was scored, for the next fit.
+    They are written when the event begins and again, if a higher score came, when it ends. A log of 16 MiB becomes
+    ``events.1.jsonl``, and the one before that is removed.
 
     Args:
-        folder: Created when missing; what is in it stays.
+        store: Where events are kept.
         value_range: Colour scale of the pictures, ``Calibration.colour_range``.
-        to_wall_time: Turns capture times into dates.
 
     Raises:
-        UsageError: The folder cannot be created or written.
+        UsageError: The folder cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, value_range: tuple[float, float], *, to_wall_time: ToWallTime = to_wall_time
-    ) -> None:
-        self._folder = folder
+    def __init__(self, store: EventStore, value_range: tuple[float, float]) -> None:
+        self._store = store
         self._value_range = value_range
-        self._to_wall_time = to_wall_time
-        self._pictures: dict[int, tuple[str, int]] = {}  # Open events: file name, and the frame it shows.
+        self._shown: dict[str, int] = {}  # Open events: the frame their picture shows.
+        self._path = store.folder / LOG
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._log = (folder / "events.jsonl").open("a", encoding="utf-8")
+            self._log = self._path.open("a", encoding="utf-8")
         except OSError as error:
-            msg = f"--out {folder}: cannot be written ({error.strerror}); give a folder that can"
+            msg = f"--out {store.folder}: cannot be written ({error.strerror}); give a folder that can"
             raise UsageError(msg) from error
 
     @property
     def name(self) -> str:
         """The folder."""
-        return str(self._folder)
+        return str(self._store.folder)
 
     def publish(self, event: Event) -> None:
-        """Write the picture if it is due, then the object that names it."""
-        name, shown_frame = self._pictures.get(event.id, (self._picture_name(event), -1))
-        if event.state is not EventState.UPDATE and event.frame.id != shown_frame:
-            caption = describe_score(event.prediction)
-            picture = overlay(
-                event.frame.image, event.prediction.map, self._value_range, event.regions, caption=caption
-            )
-            (self._folder / name).write_bytes(encode_picture(picture, ".jpg"))
-            shown_frame = event.frame.id
+        """Keep one state change, with the picture if it is due.
+
+        Raises:
+            OSError, sqlite3.Error: It could not be kept, for example because the disk is full.
+        """
+        files = {}
+        is_due = event.state is not EventState.UPDATE
+        if event.frame is not None and is_due and self._shown.get(event.id) != event.frame.id:
+            files = {"picture.jpg": self._picture(event), "frame.png": encode_picture(event.frame.image, ".png")}
+        record = event_record(event)
+        if event.frame is not None:
+            record["picture"] = f"{event.id}/picture.jpg"
+        self._store.write(record, files)
         if event.state is EventState.END:
-            self._pictures.pop(event.id, None)
-        else:
-            self._pictures[event.id] = (name, shown_frame)
-        record = {**event_record(event, self._to_wall_time), "picture": name}
-        self._log.write(strict_json.dumps(record) + "\n")
-        self._log.flush()
+            self._shown.pop(event.id, None)
+            self._store.prune()
+        elif files and event.frame is not None:
+            self._shown[event.id] = event.frame.id
+        self._append(strict_json.dumps(record))
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log and the store."""
         self._log.close()
+        self._store.close()
 
-    def _picture_name(self, event: Event) -> str:
-        source = re.sub(r"[^A-Za-z0-9.-]+", "_", event.source)[-80:]
-        return f"{self._to_wall_time(event.started_s):%Y%m%dT%H%M%SZ}_{source}_{event.id:04d}.jpg"
+    def _picture(self, event: Event) -> bytes:
+        assert event.frame is not None
+        image, prediction = event.frame.image, event.prediction
+        if prediction is None:
+            return encode_picture(image, ".jpg")
+        drawn = overlay(
+            image,
+            prediction.map,
+            self._value_range,
+            event.regions,
+            area=prediction.area,
+            caption=describe_score(prediction),
+        )
+        return encode_picture(drawn, ".jpg")
+
+    def _append(self, line: str) -> None:
+        self._log.write(line + "\n")
+        self._log.flush()
+        if self._log.tell() > _LARGEST_LOG_BYTES:
+            self._log.close()
+            self._path.replace(self._path.with_suffix(".1.jsonl"))
+            self._log = self._path.open("a", encoding="utf-8")

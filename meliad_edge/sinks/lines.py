@@ -7,7 +7,7 @@ from collections.abc import Callable
 from meliad_edge import strict_json
 from meliad_edge.events import Event, EventState
 from meliad_edge.explain import describe_score
-from meliad_edge.sinks.record import ToWallTime, event_record, to_wall_time
+from meliad_edge.sinks.record import event_record
 
 
 class LineSink:
@@ -33,9 +33,11 @@ class LineSink:
         """Nothing to do: the stream is not ours."""
 
 
-def describe_for_people(event: Event, to_wall_time: ToWallTime = to_wall_time) -> str:
-    """Local time, source, score, the strongest region and the labelled defect it looks like."""
-    parts = [f"{to_wall_time(event.started_s).astimezone():%H:%M:%S}", "ANOMALY", event.source]
+def describe_for_people(event: Event) -> str:
+    """Local time and source; of an anomaly score, strongest region and the labelled defect it looks like."""
+    parts = [f"{event.started.date.astimezone():%H:%M:%S}", event.kind.value.upper(), event.source]
+    if event.prediction is None:
+        return "  ".join([*parts, event.detail])
     parts.append(describe_score(event.prediction))
     if event.regions:
         region = event.regions[0]

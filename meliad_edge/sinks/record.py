@@ -1,37 +1,36 @@
-"""Events as the JSON objects that every sink writes, and capture times as dates."""
+"""Events as the JSON objects that every sink writes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any
 
 from meliad_edge.events import Event
 
-ToWallTime = Callable[[float], datetime]
 
+def event_record(event: Event) -> dict[str, Any]:
+    """One state change of an event as JSON values.
 
-def to_wall_time(
-    captured_s: float, *, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
-) -> datetime:
-    """Date and time, UTC, of a moment on the monotonic clock."""
-    return datetime.fromtimestamp(wall() - (monotonic() - captured_s), tz=timezone.utc)
-
-
-def event_record(event: Event, to_wall_time: ToWallTime = to_wall_time) -> dict[str, Any]:
-    """One state change of an event as JSON values; times are ISO 8601 in UTC, scores raw, regions in pixels."""
+    Times are ISO 8601 in UTC, and seconds since 1970 under names that end in ``_s``; scores are raw, regions in pixels.
+    """
+    prediction = event.prediction
     return {
         "type": "event",
         "event": event.id,
+        "kind": event.kind.value,
         "state": event.state.value,
+        "camera": event.camera,
         "source": event.source,
-        "started": to_wall_time(event.started_s).isoformat(timespec="milliseconds"),
-        "last_seen": to_wall_time(event.last_seen_s).isoformat(timespec="milliseconds"),
+        "started": event.started.date.isoformat(timespec="milliseconds"),
+        "last_seen": event.last_seen.date.isoformat(timespec="milliseconds"),
+        "started_s": round(event.started.wall_s, 3),
+        "last_seen_s": round(event.last_seen.wall_s, 3),
+        "duration_s": round(event.last_seen.monotonic_s - event.started.monotonic_s, 3),
         "first_frame": event.first_frame,
         "last_frame": event.last_frame,
-        "peak_frame": event.frame.id,
+        "peak_frame": None if event.frame is None else event.frame.id,
         "score": event.peak_score,
-        "threshold": event.prediction.threshold,
+        "threshold": None if prediction is None else prediction.threshold,
         "regions": [region.to_dict() for region in event.regions],
+        "condition": event.condition,
+        "detail": event.detail,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ class CameraReader(Reader):
     Args:
         source: The camera.
         clock: Monotonic seconds.
+        max_fps: Most frames per second that are handed over; the rest is skipped before its colours are converted.
         max_age_s: A frame older than this is not scored. The age counts from the decoder: what waited in
             the camera or the network before cannot be known.
         random_source: Jitter of the back-off.
@@ -39,12 +41,15 @@ class CameraReader(Reader):
         source: SourceUri,
         *,
         clock: Callable[[], float] = time.monotonic,
+        max_fps: float | None = None,
         max_age_s: float = MAX_AGE_S,
         random_source: random.Random | None = None,
         wait: Callable[[float], bool] | None = None,
         connect: Callable[[SourceUri], VideoCapture | Failure] = open_capture,
     ) -> None:
         super().__init__(source, clock=clock)
+        self._interval_s = 0.0 if max_fps is None else 1.0 / max_fps
+        self._due_s = -math.inf
         self._max_age_s = max_age_s
         self._backoff = Backoff(random_source or random.Random())
         self._wait = wait or self._stopping.wait
@@ -80,6 +85,13 @@ class CameraReader(Reader):
             if self._wait(delay_s):
                 return
 
+    def _is_due(self, decoded_s: float) -> bool:
+        """Whether the frame rate that is wanted allows a frame; on average it is reached, whatever the camera's is."""
+        if decoded_s < self._due_s:
+            return False
+        self._due_s = max(self._due_s, decoded_s - self._interval_s) + self._interval_s
+        return True
+
     def _is_final(self, failure: Failure, attempts: int) -> bool:
         if failure.kind is FailureKind.AUTH:
             return True
@@ -92,10 +104,13 @@ class CameraReader(Reader):
         try:
             self.state = ReaderState.STREAMING
             self.reconnects += self.read > 0
+            self.description = video.description
             self._notify(f"connected, {video.description}")
             while not self._stopping.is_set():
-                captured = video.read()
-                if isinstance(captured, Capture):
+                captured = video.read(self._is_due)
+                if captured is None:
+                    self.skipped += 1
+                elif isinstance(captured, Capture):
                     self._backoff.reset()
                     decode_s = captured.finished_s - captured.decoded_s
                     self._put(Frame(self.source.name, self._next_id, captured.decoded_s, captured.image, decode_s))

@@ -60,8 +60,12 @@ class VideoCapture(Protocol):
         """Size and codec, for people."""
         ...
 
-    def read(self) -> Capture | Failure:
-        """The next frame, or why there is none."""
+    def read(self, is_wanted: Callable[[float], bool] = ...) -> Capture | Failure | None:
+        """The next frame, why there is none, or None for one that is not wanted.
+
+        Args:
+            is_wanted: Asked with the time at which the decoder had the frame, before its colours are converted.
+        """
         ...
 
     def close(self) -> None:
@@ -111,7 +115,7 @@ class _OpenCvCapture:
         codec = "".join(c for c in code.to_bytes(4, "little", signed=code < 0).decode("latin-1") if c.isalnum())
         return f"{width}x{height}" + (f", {codec}" if codec else "")
 
-    def read(self) -> Capture | Failure:
+    def read(self, is_wanted: Callable[[float], bool] = lambda decoded_s: True) -> Capture | Failure | None:
         started_s = self._clock()
         if not self._video.grab():
             # FFmpeg gives the same answer for both; only the time that passed tells them apart.
@@ -119,6 +123,8 @@ class _OpenCvCapture:
                 return Failure(FailureKind.TIMEOUT, f"no frame for {READ_TIMEOUT_S:g} s")
             return Failure(FailureKind.ENDED, "the stream ended")
         decoded_s = self._clock()
+        if not is_wanted(decoded_s):
+            return None
         is_read, bgr = self._video.retrieve(self._bgr) if self._bgr is not None else self._video.retrieve()
         if not is_read:
             return Failure(FailureKind.CODEC, "a frame could not be decoded")

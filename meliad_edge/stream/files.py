@@ -29,6 +29,7 @@ class VideoReader(Reader):
         try:
             self.total = video.announced_frames
             self.state = ReaderState.STREAMING
+            self.description = video.description
             self._notify(f"{video.description}, {self.total or 'unknown number of'} frames")
             for frame_id in count():
                 captured = video.read()
@@ -37,7 +38,7 @@ class VideoReader(Reader):
                     frame = Frame(self.source.name, frame_id, captured.started_s, captured.image, decode_s)
                     if not self._put(frame):
                         return
-                elif captured.kind is FailureKind.CODEC:
+                elif captured is not None and captured.kind is FailureKind.CODEC:
                     self.bad += 1
                 else:
                     break

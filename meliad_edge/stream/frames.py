@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ class Frame:
         image: uint8 RGB [H, W, 3].
         decode_s: Decoding and conversion to RGB; for a live source the conversion alone, because
             there decoding cannot be told from waiting for the camera.
+        captured_wall_s: The same moment by the machine's clock, seconds since 1970.
     """
 
     source: str
@@ -30,6 +32,7 @@ class Frame:
     captured_s: float
     image: NDArray[np.uint8] = field(repr=False)
     decode_s: float
+    captured_wall_s: float = field(default_factory=time.time)
 
 
 class FrameBuffer:

@@ -46,6 +46,8 @@ class Reader(ABC):
         read: Frames decoded and handed over so far.
         bad: Frames or pictures that could not be decoded.
         stale: Frames that were too old when their turn came.
+        skipped: Frames of a live source beyond the frame rate that is wanted.
+        description: Size and codec of the pictures, once they are known.
         reconnects: How often a live source came back.
         is_truncated: Whether a video ended well before the length it announces.
     """
@@ -56,7 +58,8 @@ class Reader(ABC):
         self.error: Exception | None = None
         self.notices: deque[str] = deque()
         self.total: int | None = None
-        self.read = self.bad = self.stale = self.reconnects = 0
+        self.read = self.bad = self.stale = self.skipped = self.reconnects = 0
+        self.description = ""
         self.is_truncated = False
         self._clock = clock
         self._buffer = (

@@ -5,6 +5,7 @@ import pytest
 
 from meliad_edge.calibrate import Calibration, calibrate
 from meliad_edge.runtime.predictor import Region, find_regions
+from meliad_edge.runtime.view import Box
 
 NO_PROTOTYPES = np.full((2, 3, 4), -1, np.int64)
 
@@ -16,7 +17,7 @@ def calibration() -> Calibration:
 
 
 def _regions(evidence: np.ndarray, calibration: Calibration) -> tuple[Region, ...]:
-    return find_regions(evidence, NO_PROTOTYPES, (30, 80), calibration, ())
+    return find_regions(evidence, NO_PROTOTYPES, Box(0, 0, 80, 30), calibration, ())
 
 
 def _boxes(regions: tuple[Region, ...]) -> list[tuple[int, int, int, int]]:

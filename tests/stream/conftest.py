@@ -4,7 +4,7 @@ import base64
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +18,7 @@ from meliad_edge.bundle import Exemplar, Manifest, write_bundle
 from meliad_edge.calibrate import calibrate
 from meliad_edge.precision import DEFAULT_LIMITS
 from meliad_edge.runtime.predictor import Prediction, StageTimes
+from meliad_edge.runtime.view import View
 
 WriteVideo = Callable[..., Path]
 
@@ -44,12 +45,15 @@ class BrightnessPredictor:
     def __init__(self, infer_s: float = 0.0) -> None:
         self.infer_s = infer_s
         self.images: list[NDArray[np.uint8]] = []
+        self.batches: list[int] = []
 
-    def predict(self, image: NDArray[np.uint8]) -> Prediction:
+    def predict_all(self, views: Sequence[tuple[NDArray[np.uint8], View]]) -> list[Prediction]:
         time.sleep(self.infer_s)
-        self.images.append(image)
-        score = float(image.mean())
-        return Prediction(score, 100.0, np.full((4, 4), score, np.float32), (), StageTimes(0.001, 0.002, 0.003))
+        self.batches.append(len(views))
+        self.images += [image for image, _ in views]
+        scores = [float(image.mean()) for image, _ in views]
+        times = StageTimes(0.001, 0.002, 0.003)
+        return [Prediction(score, 100.0, np.full((4, 4), score, np.float32), (), times) for score in scores]
 
 
 @pytest.fixture

@@ -34,11 +34,13 @@ class ScriptedVideo:
         self._clock = clock
         self.is_closed = False
 
-    def read(self) -> Capture | Failure:
+    def read(self, is_wanted: Callable[[float], bool]) -> Capture | Failure | None:
         if self._left == 0:
             return LOST
         self._left -= 1
         now = self._clock()
+        if not is_wanted(now):
+            return None
         return Capture(np.zeros((2, 2, 3), np.uint8), now, now, now)
 
     def close(self) -> None:
@@ -134,13 +136,29 @@ def test_an_old_frame_is_counted_and_not_scored() -> None:
     assert (reader.read, reader.stale) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("offered_fps", "max_fps", "expected"), [(25, 10, 100), (25, 24, 240), (25, 40, 250), (7, 5, 50)]
+)
+def test_the_frame_rate_that_is_wanted_is_reached_on_average(offered_fps: int, max_fps: int, expected: int) -> None:
+    ticks = iter(range(10_000))
+    reader = CameraReader(
+        CAMERA,
+        max_fps=max_fps,
+        wait=lambda _: True,
+        connect=lambda _: ScriptedVideo(10 * offered_fps, clock=lambda: next(ticks) / offered_fps),
+    )
+    reader._run()
+    assert reader.read == pytest.approx(expected, abs=1)
+    assert reader.read + reader.skipped == 10 * offered_fps
+
+
 def test_a_frame_that_cannot_be_decoded_is_counted_and_leaves_a_gap() -> None:
     class Glitch(ScriptedVideo):
-        def read(self) -> Capture | Failure:
+        def read(self, is_wanted: Callable[[float], bool]) -> Capture | Failure | None:
             if self._left == 2:
                 self._left -= 1
                 return Failure(FailureKind.CODEC, "a frame could not be decoded")
-            return super().read()
+            return super().read(is_wanted)
 
     reader = Script(Glitch(3)).run()
     frame = reader.take()

@@ -60,13 +60,15 @@ def test_json_is_one_object_per_event_and_the_summary_last(watch: Run, write_vid
     event, summary = (json.loads(line) for line in out.splitlines())
     assert (event["type"], event["source"], event["first_frame"]) == ("event", "belt.avi", 8)
     assert summary["type"] == "summary"
-    assert summary["frames"] == {"read": 22, "scored": 22, "dropped": 0, "stale": 0, "bad": 0}
+    assert summary["frames"] == {
+        "read": 22, "scored": 22, "dropped": 0, "stale": 0, "late": 0, "missed": 0, "bad": 0, "skipped": 0
+    }  # fmt: skip
     assert summary["events"] == 1
     assert set(summary["latency"]["frame_to_decision"]) >= {"p50_ms", "p90_ms", "p95_ms", "p99_ms", "cov", "count"}
     states = [json.loads(line)["state"] for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
     assert states[0] == "new" and states[-1] == "end"
     assert summary["sinks"][0]["published"] == len(states)
-    assert len(list((tmp_path / "out").glob("*.jpg"))) == 1
+    assert len(list((tmp_path / "out").glob("*/picture.jpg"))) == 1
 
 
 def test_a_folder_with_a_bad_picture_is_a_partial_failure(watch: Run, tmp_path: Path) -> None:

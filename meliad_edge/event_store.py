@@ -1,0 +1,428 @@
+"""What a watch has seen, kept on disk: events, their pictures, what people said of them, what is still to be delivered.
+
+A folder with ``events.sqlite`` and one folder per event. SQLite's write-ahead log with full synchronisation: what was
+committed survives the process and the power, and readers never wait for the writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from meliad_edge import strict_json
+from meliad_edge.errors import DataError, UsageError
+
+DATABASE = "events.sqlite"
+SCHEMA_VERSION = 1
+# State changes kept for destinations that cannot be reached; a day of one change a second.
+_MOST_CHANGES = 86_400
+_BUSY_TIMEOUT_S = 10.0
+# What ``events.new_event_id`` gives: nothing else in the folder is ever removed.
+_EVENT_ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{6}")
+_SCHEMA = """
+CREATE TABLE events (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, camera TEXT NOT NULL, state TEXT NOT NULL,
+    started REAL NOT NULL, last_seen REAL NOT NULL, score REAL, record TEXT NOT NULL,
+    bytes INTEGER NOT NULL DEFAULT 0, verdict TEXT, judged REAL
+) STRICT;
+CREATE INDEX events_by_time ON events (started);
+CREATE TABLE changes (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT, event TEXT NOT NULL, record TEXT NOT NULL
+) STRICT;
+CREATE TABLE deliveries (
+    destination TEXT PRIMARY KEY, sequence INTEGER NOT NULL, lost INTEGER NOT NULL DEFAULT 0
+) STRICT;
+"""
+_EVENT_COLUMNS = "id, kind, camera, state, started, last_seen, score, record, verdict, judged"
+
+
+class Verdict(Enum):
+    """What a person said of an event."""
+
+    CONFIRMED = "confirmed"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much is kept; judged events leave last, because the next fit needs them.
+
+    Attributes:
+        max_bytes: Of all pictures together.
+        max_age_s: Of events that nobody judged.
+    """
+
+    max_bytes: int = 10 * 2**30
+    max_age_s: float = 30 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as it stands.
+
+    Attributes:
+        id, kind, camera: As in :class:`~meliad_edge.events.Event`.
+        state: Its latest state; an event that was open when the watch was killed is ``"end"`` too.
+        started_s, last_seen_s: Seconds since 1970.
+        score: Highest raw score, of an anomaly.
+        record: Its latest record, as sinks write it.
+        verdict: What a person said of it; None when nobody has.
+        judged_s: When, seconds since 1970.
+        folder: Where its pictures are; they may be missing.
+    """
+
+    id: str
+    kind: str
+    camera: str
+    state: str
+    started_s: float
+    last_seen_s: float
+    score: float | None
+    record: dict[str, Any]
+    verdict: Verdict | None
+    judged_s: float | None
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One state change, to be delivered.
+
+    Attributes:
+        sequence: Grows by at least one from change to change.
+        event: Id of the event.
+        record: As sinks write it.
+        folder: Where the pictures of the event are; they may be missing.
+    """
+
+    sequence: int
+    event: str
+    record: dict[str, Any]
+    folder: Path
+
+
+class EventStore:
+    """Safe to use from several threads, and from several processes.
+
+    Args:
+        folder: Created when missing.
+        retention: How much :meth:`prune` leaves.
+        clock: Seconds since 1970.
+
+    Raises:
+        UsageError: The folder cannot be created or written, or holds a store of a later version.
+    """
+
+    def __init__(
+        self, folder: Path, *, retention: Retention | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.folder = folder
+        self._retention = retention or Retention()
+        self._clock = clock
+        self._connections = threading.local()
+        self._has_changed = threading.Condition()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._transaction() as database:
+                _create_or_check(database, folder)
+        except (OSError, sqlite3.Error) as error:
+            msg = f"{folder}: cannot keep events ({error}); give a folder that can be written"
+            raise UsageError(msg) from error
+
+    def write(self, record: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Keep one state change with the pictures it brings; all of it or nothing.
+
+        Args:
+            record: As :func:`meliad_edge.sinks.record.event_record` gives it.
+            files: Contents by file name, in the folder of the event; what was there is replaced.
+
+        Raises:
+            OSError, sqlite3.Error: It could not be written, for example because the disk is full.
+        """
+        event_id = str(record["event"])
+        self.add_files(event_id, files)
+        text = strict_json.dumps(dict(record))
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO events (id, kind, camera, state, started, last_seen, score, record) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET state = excluded.state, "
+                "last_seen = excluded.last_seen, score = excluded.score, record = excluded.record",
+                (
+                    event_id,
+                    record["kind"],
+                    record["camera"],
+                    record["state"],
+                    record["started_s"],
+                    record["last_seen_s"],
+                    _finite(record["score"]),
+                    text,
+                ),
+            )
+            self._measure(database, event_id)
+            database.execute("INSERT INTO changes (event, record) VALUES (?, ?)", (event_id, text))
+        with self._has_changed:
+            self._has_changed.notify_all()
+
+    def add_files(self, event_id: str, files: Mapping[str, bytes]) -> None:
+        """Put pictures into the folder of an event, each complete or not at all.
+
+        Raises:
+            OSError: They could not be written.
+        """
+        if not files:
+            return
+        folder = self.event_folder(event_id)
+        folder.mkdir(exist_ok=True)
+        for name, content in files.items():
+            partial = folder / f".{name}.partial"
+            try:
+                partial.write_bytes(content)
+                partial.replace(folder / name)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
+        with self._transaction() as database:
+            self._measure(database, event_id)
+
+    def event_folder(self, event_id: str) -> Path:
+        """Where the pictures of an event are.
+
+        Raises:
+            DataError: That is not the id of an event.
+        """
+        if not _EVENT_ID.fullmatch(event_id):
+            msg = f"{event_id!r} is not the id of an event"
+            raise DataError(msg)
+        return self.folder / event_id
+
+    def end_interrupted(self) -> int:
+        """End what was open when the last watch was killed, to be called before the first write; returns how many.
+
+        Pictures whose event was never committed are removed.
+        """
+        with self._transaction() as database:
+            rows = database.execute("SELECT id, record FROM events WHERE state != 'end'").fetchall()
+            for event_id, text in rows:
+                ended = strict_json.dumps({**json.loads(text), "state": "end"})
+                database.execute("UPDATE events SET state = 'end', record = ? WHERE id = ?", (ended, event_id))
+                database.execute("INSERT INTO changes (event, record) VALUES (?, ?)", (event_id, ended))
+            known = {event_id for (event_id,) in database.execute("SELECT id FROM events")}
+        for folder in self.folder.iterdir():
+            if _EVENT_ID.fullmatch(folder.name) and folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+        return len(rows)
+
+    def events(
+        self,
+        *,
+        limit: int = 50,
+        before: str | None = None,
+        camera: str | None = None,
+        kind: str | None = None,
+        verdict: Verdict | None = None,
+    ) -> list[StoredEvent]:
+        """Events, newest first.
+
+        Args:
+            limit: Most events returned.
+            before: Id of an event: only those that began before it.
+            camera: Only of this one.
+            kind: Only of this kind.
+            verdict: Only with this verdict.
+        """
+        conditions: list[str] = []
+        values: list[object] = []
+        for column, value in (
+            ("camera", camera),
+            ("kind", kind),
+            ("verdict", verdict.value if verdict is not None else None),
+        ):
+            if value is not None:
+                conditions.append(f"{column} = ?")
+                values.append(value)
+        if before is not None:
+            conditions.append("(started, id) < (SELECT started, id FROM events WHERE id = ?)")
+            values.append(before)
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        rows = self._database().execute(
+            f"SELECT {_EVENT_COLUMNS} FROM events {where} ORDER BY started DESC, id DESC LIMIT ?", (*values, limit)
+        )
+        return [self._stored(row) for row in rows]
+
+    def event(self, event_id: str) -> StoredEvent | None:
+        """One event, or None when there is none of that id."""
+        row = self._database().execute(f"SELECT {_EVENT_COLUMNS} FROM events WHERE id = ?", (event_id,)).fetchone()
+        return None if row is None else self._stored(row)
+
+    def judge(self, event_id: str, verdict: Verdict | None) -> StoredEvent:
+        """Keep what a person says of an event; None takes it back.
+
+        Raises:
+            DataError: There is no such event.
+        """
+        judged = None if verdict is None else self._clock()
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE events SET verdict = ?, judged = ? WHERE id = ?",
+                (None if verdict is None else verdict.value, judged, event_id),
+            )
+        event = self.event(event_id)
+        if event is None:
+            msg = f"no event {event_id} in {self.folder}"
+            raise DataError(msg)
+        return event
+
+    def undelivered(self, destination: str, *, limit: int = 100) -> list[Change]:
+        """The oldest state changes that a destination has not taken.
+
+        A destination that is asked for the first time gets what is written from then on. What was pruned before it
+        could be delivered is counted in :meth:`lost`.
+        """
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR IGNORE INTO deliveries (destination, sequence) "
+                "VALUES (?, (SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'changes'))",
+                (destination,),
+            )
+            (done,) = database.execute(
+                "SELECT sequence FROM deliveries WHERE destination = ?", (destination,)
+            ).fetchone()
+            rows = database.execute(
+                "SELECT sequence, event, record FROM changes WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                (done, limit),
+            ).fetchall()
+        return [Change(number, event, json.loads(text), self.folder / event) for number, event, text in rows]
+
+    def set_delivered(self, destination: str, sequence: int) -> None:
+        """A destination has taken, or refused for good, everything up to a change."""
+        with self._transaction() as database:
+            database.execute("UPDATE deliveries SET sequence = ? WHERE destination = ?", (sequence, destination))
+
+    def lost(self, destination: str) -> int:
+        """State changes that were pruned before a destination had taken them."""
+        row = self._database().execute("SELECT lost FROM deliveries WHERE destination = ?", (destination,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until something was written by this process, or the time is over."""
+        with self._has_changed:
+            self._has_changed.wait(timeout_s)
+
+    def wake(self) -> None:
+        """Let go of every :meth:`wait`."""
+        with self._has_changed:
+            self._has_changed.notify_all()
+
+    def prune(self) -> int:
+        """Remove what is beyond the retention; returns how many events went."""
+        limits = self._retention
+        with self._transaction() as database:
+            old = database.execute(
+                "SELECT id FROM events WHERE verdict IS NULL AND state = 'end' AND started < ?",
+                (self._clock() - limits.max_age_s,),
+            ).fetchall()
+            removed = [event_id for (event_id,) in old]
+            database.executemany("DELETE FROM events WHERE id = ?", old)
+            (kept,) = database.execute("SELECT COALESCE(SUM(bytes), 0) FROM events").fetchone()
+            # Judged events last.
+            for event_id, size in database.execute(
+                "SELECT id, bytes FROM events WHERE state = 'end' ORDER BY verdict IS NOT NULL, started"
+            ).fetchall():
+                if kept <= limits.max_bytes:
+                    break
+                database.execute("DELETE FROM events WHERE id = ?", (event_id,))
+                removed.append(event_id)
+                kept -= size
+            self._prune_changes(database)
+        for event_id in removed:
+            shutil.rmtree(self.folder / event_id, ignore_errors=True)
+        return len(removed)
+
+    def close(self) -> None:
+        """Close the connection of the calling thread."""
+        database = getattr(self._connections, "database", None)
+        if database is not None:
+            database.close()
+            del self._connections.database
+
+    def _prune_changes(self, database: sqlite3.Connection) -> None:
+        (newest,) = database.execute("SELECT COALESCE(MAX(sequence), 0) FROM changes").fetchone()
+        oldest = newest - _MOST_CHANGES
+        database.execute(
+            "UPDATE deliveries SET lost = lost + :oldest - sequence, sequence = :oldest WHERE sequence < :oldest",
+            {"oldest": oldest},
+        )
+        database.execute("DELETE FROM changes WHERE sequence <= ?", (oldest,))
+
+    def _measure(self, database: sqlite3.Connection, event_id: str) -> None:
+        folder = self.event_folder(event_id)
+        size = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
+        database.execute("UPDATE events SET bytes = ? WHERE id = ?", (size, event_id))
+
+    def _stored(self, row: Sequence[Any]) -> StoredEvent:
+        event_id, kind, camera, state, started, last_seen, score, record, verdict, judged = row
+        return StoredEvent(
+            id=event_id,
+            kind=kind,
+            camera=camera,
+            state=state,
+            started_s=started,
+            last_seen_s=last_seen,
+            score=score,
+            record=json.loads(record),
+            verdict=None if verdict is None else Verdict(verdict),
+            judged_s=judged,
+            folder=self.folder / event_id,
+        )
+
+    def _database(self) -> sqlite3.Connection:
+        """The connection of this thread."""
+        database: sqlite3.Connection | None = getattr(self._connections, "database", None)
+        if database is None:
+            database = sqlite3.connect(
+                self.folder / DATABASE, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            self._connections.database = database
+        return database
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        database = self._database()
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+            database.execute("COMMIT")
+        except BaseException:
+            # SQLite rolls back by itself where the disk is full.
+            with contextlib.suppress(sqlite3.Error):
+                database.execute("ROLLBACK")
+            raise
+
+
+def _create_or_check(database: sqlite3.Connection, folder: Path) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        for statement in _SCHEMA.split(";\n"):
+            database.execute(statement)
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    elif version != SCHEMA_VERSION:
+        msg = f"{folder}: holds events of version {version}, this version reads {SCHEMA_VERSION}; give another folder"
+        raise UsageError(msg)
+
+
+def _finite(score: Any) -> float | None:
+    """SQLite stores NaN as NULL; so do we, by intention."""
+    return float(score) if isinstance(score, (int, float)) and score == score else None
