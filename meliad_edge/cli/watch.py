@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,25 +19,36 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from meliad_edge.errors import MeliadError
-    from meliad_edge.events import Event, Window
+    from meliad_edge.event_store import EventStore
+    from meliad_edge.events import Event
     from meliad_edge.sinks.sink import QueuedSink
     from meliad_edge.stream.reader import Reader
+    from meliad_edge.stream.watch_config import CameraConfig
     from meliad_edge.stream.watcher import Decision, WatchSummary
 
 
 def command(
     model: BundleFile,
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
             help="Videos, folders or globs of images, file://, rtsp://, http:// (MJPEG), v4l2:///dev/videoN, csi://N.",
             show_default=False,
         ),
-    ],
-    out: Annotated[
-        str | None, typer.Option(metavar="URI", help="Folder for events.jsonl and a picture of every event.")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file with a [[camera]] table for each; see docs/watch.md.")
+    ] = None,
+    camera_secrets: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file with user and password per camera, readable by you.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with the pictures that arrive in a folder.")] = False,
+    out: Annotated[
+        str | None, typer.Option(metavar="URI", help="Folder that keeps the events, with pictures of each.")
+    ] = None,
+    keep_days: Annotated[float, typer.Option(min=0.0, help="Remove events nobody judged when they are older.")] = 30.0,
+    keep_gb: Annotated[float, typer.Option(min=0.0, help="Remove the oldest beyond so many gigabytes.")] = 10.0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event, then a summary.")] = False,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many scored frames.")] = None,
     window: Annotated[
@@ -51,89 +62,76 @@ def command(
     from meliad_edge.device_threshold import threshold_file
     from meliad_edge.errors import PartialFailureError
     from meliad_edge.runtime.load import load_predictor
-    from meliad_edge.sinks.destinations import open_sink
     from meliad_edge.sinks.lines import LineSink, describe_as_json, describe_for_people
-    from meliad_edge.sinks.sink import QueuedSink
-    from meliad_edge.stream.watcher import Camera, Watcher
+    from meliad_edge.stream.credentials import read_secrets
+    from meliad_edge.watch import Watch, open_cameras
 
-    event_window = _parse_window(window)
+    configs = _camera_configs(config, sources or [], window, follow)
+    secrets = {} if camera_secrets is None else read_secrets(camera_secrets)
     predictor = load_predictor(model, precision=precision, engine=engine, threads=threads)
     if (own := threshold_file(model)).exists():
         say("threshold", f"{predictor.bundle.calibration.threshold:.3f}, set on this device in {own}")
-    sinks = []
-    if out is not None:
-        sinks.append(QueuedSink(open_sink(out, predictor.bundle.calibration.colour_range)))
+    store = None if out is None else _open_store(out, keep_days, keep_gb)
     failures: list[MeliadError] = []
 
     def give_up(name: str, error: MeliadError) -> None:
         failures.append(error)
-        if len(sources) > 1:  # The error of an only source is the last line anyway.
+        if len(configs) > 1:  # The error of an only source is the last line anyway.
             _say_about(name, str(error))
 
-    def publish(event: Event) -> None:
-        for sink in sinks:
-            sink.publish(event)
-
-    readers = _open_readers(sources, give_up)
+    cameras = open_cameras(configs, secrets, give_up)
+    readers = [camera.reader for camera in cameras]
     with ExitStack() as stack:
         stdout = sys.stdout  # A progress bar on a terminal replaces it with one that writes to standard error.
         bar = stack.enter_context(_open_bar()) if _can_show_bar(readers) else None
-        sinks.append(QueuedSink(LineSink(_line_writer(stdout, bar), describe_as_json if json else describe_for_people)))
-        for sink in sinks:
-            stack.callback(sink.close)
-        watcher = Watcher(
-            predictor,
-            [Camera(reader, window=event_window) for reader in readers],
-            on_event=publish,
-            on_notice=_say_about,
-            on_failure=give_up,
-            on_decision=_bar_mover(bar, readers, max_frames),
+        lines = LineSink(_line_writer(stdout, bar), describe_as_json if json else describe_for_people)
+        watch = stack.enter_context(
+            Watch(
+                predictor,
+                cameras,
+                store=store,
+                sinks=[lines],
+                on_notice=_say_about,
+                on_failure=give_up,
+                on_decision=_bar_mover(bar, readers, max_frames),
+            )
         )
         with _interruptible():
-            watcher.run(max_frames=max_frames)
-    summary = watcher.summary()
-    if len(failures) == len(sources) and watcher.scored == 0:
+            watch.run(max_frames=max_frames)
+    summary = watch.summary()
+    if len(failures) == len(configs) and not summary.frames.scored:
         raise failures[0]
-    _say_losses(sinks)
+    _say_losses(watch.sinks)
     if json:
-        print_json(_summary_record(summary, predictor.engine.name, sinks))
+        print_json(_summary_record(summary, predictor.engine.name, watch.sinks))
     else:
         _say_summary(summary, predictor.engine.name)
-    if len(failures) == len(sources):
+    if len(failures) == len(configs):
         raise failures[0]
     if problems := _list_problems(len(failures), summary):
         msg = f"{problems}; each was reported above, the rest was watched"
         raise PartialFailureError(msg)
 
 
-def _parse_window(text: str) -> Window:
+def _camera_configs(file: Path | None, sources: list[str], window: str, follow: bool) -> tuple[CameraConfig, ...]:
     from meliad_edge.errors import UsageError
-    from meliad_edge.events import Window
+    from meliad_edge.stream.watch_config import command_line_cameras, read_watch_config
 
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None:
-        msg = f"--window {text}: expected N/M as in 3/5"
+    in_file = () if file is None else read_watch_config(file).camera
+    cameras = (*in_file, *command_line_cameras(sources, window=window, follow=follow))
+    if not cameras:
+        msg = "nothing to watch; name a SOURCE, or a --config FILE with [[camera]] tables"
         raise UsageError(msg)
-    return Window(int(match[1]), int(match[2]))
+    return cameras
 
 
-def _open_readers(sources: list[str], give_up: Callable[[str, MeliadError], None]) -> list[Reader]:
-    from meliad_edge.errors import MeliadError
-    from meliad_edge.stream.sources import open_source
-    from meliad_edge.stream.uri import parse_source, redact, with_unique_names
+def _open_store(out: str, keep_days: float, keep_gb: float) -> EventStore:
+    from meliad_edge.event_store import EventStore, Retention
+    from meliad_edge.sinks.destinations import parse_folder
 
-    parsed, readers = [], []
-    for text in sources:
-        try:
-            parsed.append(parse_source(text))
-        except MeliadError as error:
-            give_up(redact(text), error)
-    for source in with_unique_names(parsed):
-        try:
-            readers.append(open_source(source))
-        except MeliadError as error:
-            give_up(source.name, error)
-    return readers
+    return EventStore(
+        parse_folder(out), retention=Retention(max_bytes=round(1e9 * keep_gb), max_age_s=86_400.0 * keep_days)
+    )
 
 
 @contextmanager
@@ -190,7 +188,7 @@ def _say_about(name: str, text: str) -> None:
     say(f"{name}  ", text)
 
 
-def _say_losses(sinks: list[QueuedSink]) -> None:
+def _say_losses(sinks: Sequence[QueuedSink[Event]]) -> None:
     for sink in sinks:
         if lost := sink.published - sink.delivered:
             say(
@@ -207,6 +205,12 @@ def _say_summary(summary: WatchSummary, engine: str) -> None:
         f"{frames.read:,} read, {frames.scored:,} scored, {frames.dropped:,} dropped for newer ones, "
         f"{frames.stale:,} too old, {frames.bad:,} bad",
     )
+    if frames.skipped or frames.late or frames.missed:
+        say(
+            "",
+            f"{frames.skipped:,} beyond the frame rate wanted, {frames.late:,} given up and {frames.missed:,} decided "
+            "beyond the latency budget",
+        )
     say("events", f"{summary.events:,}")
     say("engine", engine)
     topic = "latency"
@@ -218,7 +222,7 @@ def _say_summary(summary: WatchSummary, engine: str) -> None:
     say("throughput", f"{summary.throughput_fps:.1f} frames/s")
 
 
-def _summary_record(summary: WatchSummary, engine: str, sinks: list[QueuedSink]) -> dict[str, Any]:
+def _summary_record(summary: WatchSummary, engine: str, sinks: Sequence[QueuedSink[Event]]) -> dict[str, Any]:
     return {
         "type": "summary",
         "engine": engine,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,18 +134,34 @@ def find_images(path_or_glob: str) -> list[Path]:
     Raises:
         DataError: Nothing is there, or no image in it.
     """
-    path = Path(path_or_glob)
-    if path.is_dir():
-        found = walk_images(path)
-    elif path.exists():
-        return [path]
-    elif _GLOB_CHARACTERS.isdisjoint(path_or_glob):
-        raise DataError(f"{path_or_glob} does not exist; give an image, a folder or a quoted glob pattern")
-    else:
-        found = _glob_images(path)
-    if not found:
+    if not (found := list_images(path_or_glob)):
         raise DataError(f"no images in {path_or_glob}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return found
+
+
+def list_images(path_or_glob: str) -> list[Path]:
+    """What :func:`find_images` lists, or nothing while there is no image yet.
+
+    Raises:
+        DataError: Nothing is there and it is no glob, or a folder cannot be listed.
+    """
+    path = Path(path_or_glob)
+    if path.is_dir():
+        return walk_images(path)
+    if path.exists():
+        return [path]
+    if _GLOB_CHARACTERS.isdisjoint(path_or_glob):
+        raise DataError(f"{path_or_glob} does not exist; give an image, a folder or a quoted glob pattern")
+    return _glob_images(path)
+
+
+def glob_folder(path_or_glob: str) -> Path:
+    """The folder in which all that an argument stands for lies: of a glob, what comes before its first pattern."""
+    path = Path(path_or_glob)
+    if path.exists():
+        return path if path.is_dir() else path.parent
+    plain = list(takewhile(_GLOB_CHARACTERS.isdisjoint, path.parts))
+    return Path(*plain) if len(plain) < len(path.parts) else path
 
 
 def walk_images(folder: Path) -> list[Path]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+
 from meliad_edge import strict_json
 from meliad_edge.errors import UsageError
 from meliad_edge.event_store import EventStore
 from meliad_edge.events import Event, EventState
 from meliad_edge.explain import describe_score, encode_picture, overlay
 from meliad_edge.sinks.record import event_record
+from meliad_edge.sinks.sink import UnavailableError
+
+_logger = logging.getLogger(__name__)
 
 LOG = "events.jsonl"
 _LARGEST_LOG_BYTES = 16 * 2**20
@@ -48,7 +54,7 @@ class FolderSink:
         """Keep one state change, with the picture if it is due.
 
         Raises:
-            OSError, sqlite3.Error: It could not be kept, for example because the disk is full.
+            UnavailableError: It could not be kept, for example because the disk is full; nothing of it was.
         """
         files = {}
         is_due = event.state is not EventState.UPDATE
@@ -57,10 +63,14 @@ class FolderSink:
         record = event_record(event)
         if event.frame is not None:
             record["picture"] = f"{event.id}/picture.jpg"
-        self._store.write(record, files)
+        try:
+            self._store.write(record, files)
+        except (OSError, sqlite3.Error) as error:
+            msg = f"cannot write ({getattr(error, 'strerror', None) or error})"
+            raise UnavailableError(msg) from error
         if event.state is EventState.END:
             self._shown.pop(event.id, None)
-            self._store.prune()
+            self._prune()
         elif files and event.frame is not None:
             self._shown[event.id] = event.frame.id
         self._append(strict_json.dumps(record))
@@ -85,9 +95,20 @@ class FolderSink:
         )
         return encode_picture(drawn, ".jpg")
 
+    def _prune(self) -> None:
+        try:
+            self._store.prune()
+        except (OSError, sqlite3.Error) as error:  # There will be a next time; the event is kept.
+            _logger.warning("%s: cannot remove what is old (%s)", self.name, error)
+
     def _append(self, line: str) -> None:
-        self._log.write(line + "\n")
-        self._log.flush()
+        """Add a line to the log, which is a convenience: the event is safe in the store whether or not it succeeds."""
+        try:
+            self._log.write(line + "\n")
+            self._log.flush()
+        except OSError as error:
+            _logger.warning("%s: cannot write (%s)", self._path, error.strerror)
+            return
         if self._log.tell() > _LARGEST_LOG_BYTES:
             self._log.close()
             self._path.replace(self._path.with_suffix(".1.jsonl"))

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
-from typing import Protocol
-
-from meliad_edge.events import Event
+import time
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 _logger = logging.getLogger(__name__)
 
 _CAPACITY = 64
+_RETRY_S = 1.0
+Message = TypeVar("Message")
+Taken = TypeVar("Taken", contravariant=True)
 
 
-class Sink(Protocol):
-    """A place where events go. Publishing may take its time and may fail: it happens in a thread of its own."""
+class UnavailableError(Exception):
+    """A sink cannot take a message now, for example because the disk is full; it is offered again."""
+
+
+class Sink(Protocol[Taken]):
+    """A place where messages go, most of them state changes of events.
+
+    Publishing may take its time and may fail: it happens in a thread of its own.
+    """
 
     @property
     def name(self) -> str:
         """What it is called in reports, without credentials."""
         ...
 
-    def publish(self, event: Event) -> None:
-        """Deliver one state change of an event."""
+    def publish(self, message: Taken, /) -> None:
+        """Deliver one message.
+
+        Raises:
+            UnavailableError: Not now; it is offered again until it is taken.
+        """
         ...
 
     def close(self) -> None:
@@ -32,23 +45,28 @@ class Sink(Protocol):
         ...
 
 
-class QueuedSink:
-    """Delivers events to a sink from one worker thread, so that publishing never waits.
+class QueuedSink(Generic[Message]):
+    """Delivers messages to a sink from one worker thread, so that publishing never waits.
 
     Args:
-        sink: Where the events go.
-        capacity: Most events waiting; with more, the newest is given up and counted.
+        sink: Where the messages go.
+        capacity: Most messages waiting; with more, the newest is given up and counted.
+        wait: Waits before a message is offered again; returns whether to give up. None waits in real time.
 
     Attributes:
-        published: State changes given to it.
-        delivered: State changes that the sink took.
-        overflowed: State changes given up because the sink was too slow.
-        failed: State changes that the sink refused.
+        published: Messages given to it.
+        delivered: Messages that the sink took.
+        overflowed: Messages given up because the sink was too slow.
+        failed: Messages that the sink refused.
     """
 
-    def __init__(self, sink: Sink, *, capacity: int = _CAPACITY) -> None:
+    def __init__(
+        self, sink: Sink[Message], *, capacity: int = _CAPACITY, wait: Callable[[float], bool] | None = None
+    ) -> None:
         self._sink = sink
-        self._waiting: queue.Queue[Event | None] = queue.Queue(capacity)
+        self._waiting: queue.Queue[Message | None] = queue.Queue(capacity)
+        self._giving_up = threading.Event()
+        self._wait = wait or self._giving_up.wait
         self.published = self.delivered = self.overflowed = self.failed = 0
         # A daemon, so that a sink that hangs cannot keep the process alive; close() waits for it first.
         self._worker = threading.Thread(target=self._deliver, name=f"sink {sink.name}", daemon=True)
@@ -59,27 +77,50 @@ class QueuedSink:
         """Name of the sink behind."""
         return self._sink.name
 
-    def publish(self, event: Event) -> None:
-        """Queue one state change; never waits and never raises."""
+    @property
+    def pending(self) -> int:
+        """Messages that wait."""
+        return self._waiting.qsize()
+
+    def publish(self, message: Message) -> None:
+        """Queue one message; never waits and never raises."""
         self.published += 1
         try:
-            self._waiting.put_nowait(event)
+            self._waiting.put_nowait(message)
         except queue.Full:
             self.overflowed += 1
 
     def close(self, *, timeout_s: float = 10.0) -> None:
         """Deliver what is waiting and close the sink, or give up after the time; ``published - delivered`` is lost."""
-        with contextlib.suppress(queue.Full):
+        until_s = time.monotonic() + timeout_s
+        try:
             self._waiting.put(None, timeout=timeout_s)
-            self._worker.join(timeout_s)
+        except queue.Full:
+            self._giving_up.set()
+            return
+        self._worker.join(max(0.0, until_s - time.monotonic()))
+        self._giving_up.set()
 
     def _deliver(self) -> None:
-        while (event := self._waiting.get()) is not None:
+        while (message := self._waiting.get()) is not None:
             try:
-                self._sink.publish(event)
+                self._offer(message)
                 self.delivered += 1
             except Exception as error:  # Whatever a sink does, the watch goes on and the loss is counted.
                 if self.failed == 0:
                     _logger.warning("sink %s: %s: %s", self.name, type(error).__name__, error)
                 self.failed += 1
         self._sink.close()
+
+    def _offer(self, message: Message) -> None:
+        """Publish, again and again while the sink is not available."""
+        is_told = False
+        while True:
+            try:
+                return self._sink.publish(message)
+            except UnavailableError as error:
+                if not is_told:
+                    _logger.warning("sink %s: %s; trying again", self.name, error)
+                    is_told = True
+                if self._wait(_RETRY_S):
+                    raise

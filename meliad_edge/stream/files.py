@@ -1,4 +1,4 @@
-"""Finite sources, read in order and without loss: a video file, and pictures of a folder or glob."""
+"""Files, read in order and without loss: a video, and pictures of a folder or glob, those to come included."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
-from meliad_edge.data.images import find_images, read_image
-from meliad_edge.errors import ImageError, SourceError
+from meliad_edge.data.images import find_images, glob_folder, list_images, read_image
+from meliad_edge.errors import DataError, ImageError, SourceError
 from meliad_edge.stream.capture import Capture, open_capture
 from meliad_edge.stream.failures import Failure, FailureKind
 from meliad_edge.stream.frames import Frame
 from meliad_edge.stream.reader import Reader, ReaderState
 from meliad_edge.stream.uri import SourceUri
 
+# Looking at a large folder takes time; it may cost a tenth of a core.
+_REST_PER_LOOK = 9.0
 # Containers count their frames in different ways; a video this much shorter than announced is truncated.
 _TRUNCATED_BELOW = 0.95
 
@@ -54,6 +57,85 @@ class VideoReader(Reader):
         if self.total is not None and delivered < _TRUNCATED_BELOW * self.total:
             self.is_truncated = True
             self._notify(f"truncated or damaged: ended after {delivered} of {self.total} frames; copy it again")
+
+
+class FollowedImageReader(Reader):
+    """Pictures of a folder or glob that is being filled, in the order of their names; it never ends by itself.
+
+    What is there at the start comes first. A picture is read once its size and time have stayed the same from one
+    look to the next, so one that is still being written is not taken for damaged.
+
+    Args:
+        source: The folder or glob; it may still be empty.
+        clock: Monotonic seconds.
+        interval_s: From one look to the next.
+        wait: Waits for a delay in seconds; returns whether the reader is to stop. None waits in real time.
+
+    Raises:
+        DataError: The folder does not exist.
+    """
+
+    def __init__(
+        self,
+        source: SourceUri,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        interval_s: float = 0.25,
+        wait: Callable[[float], bool] | None = None,
+    ) -> None:
+        super().__init__(source, clock=clock)
+        if not glob_folder(source.address).is_dir():
+            msg = f"{source.shown}: no such folder; create it, pictures may come later"
+            raise DataError(msg)
+        self._interval_s = interval_s
+        self._wait = wait or self._stopping.wait
+        self._next_id = 0
+
+    @property
+    def is_sequence(self) -> bool:
+        """False: every picture is its own part."""
+        return False
+
+    def _read_frames(self) -> None:
+        self.state = ReaderState.STREAMING
+        self._notify("waiting for pictures")
+        settled: set[Path] = set()  # Those that were read, as long as they are there.
+        growing: dict[Path, tuple[int, int]] = {}
+        while not self._stopping.is_set():
+            started_s = self._clock()
+            seen = {path: _size_and_time(path) for path in list_images(self.source.address)}
+            looked_s = self._clock() - started_s
+            settled &= seen.keys()
+            new = {path: state for path, state in seen.items() if path not in settled and state is not None}
+            for path in (path for path, state in new.items() if growing.get(path) == state):
+                settled.add(path)
+                if not self._read_picture(path):
+                    return
+            growing = new
+            if self._wait(max(self._interval_s, _REST_PER_LOOK * looked_s)):
+                return
+
+    def _read_picture(self, path: Path) -> bool:
+        """Hand over one picture; False when the reader was closed."""
+        started_s = self._clock()
+        frame_id, self._next_id = self._next_id, self._next_id + 1
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            self.bad += 1
+            self._notify(str(error))
+            return True
+        name = os.path.relpath(path, glob_folder(self.source.address))
+        return self._put(Frame(name, frame_id, started_s, image, self._clock() - started_s))
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    """What changes while a file is written; None when it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class ImageReader(Reader):

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from meliad_edge.errors import DataError, SourceError
+from meliad_edge.errors import DataError, SourceError, UsageError
+from meliad_edge.stream.files import FollowedImageReader
 from meliad_edge.stream.frames import Frame
 from meliad_edge.stream.reader import Reader, ReaderState
 from meliad_edge.stream.sources import open_source
@@ -155,3 +156,93 @@ def test_a_real_h264_video() -> None:
     assert len(frames) == reader.total == 1189
     assert {frame.image.shape for frame in frames} == {(360, 640, 3)}
     assert not reader.is_truncated
+
+
+def write_picture(path: Path, level: int = 20) -> None:
+    cv2.imwrite(str(path), np.full((9, 9, 3), level, np.uint8))
+
+
+class Looks:
+    """Lets a followed folder be looked at again and again, and does something between two looks."""
+
+    def __init__(self, *between: Callable[[], object]) -> None:
+        self._between = iter(between)
+
+    def __call__(self, delay_s: float) -> bool:
+        try:
+            next(self._between)()
+        except StopIteration:
+            return True
+        return False
+
+
+def follow(source: object, *between: Callable[[], object]) -> tuple[list[str], FollowedImageReader]:
+    reader = FollowedImageReader(parse_source(str(source)), wait=Looks(*between))
+    names: list[str] = []
+    ready = threading.Event()
+    reader.start(ready)
+    while not reader.is_finished:
+        frame = reader.take()
+        if frame is not None:
+            names.append(frame.source)
+        else:
+            ready.wait(0.01)
+    return names, reader
+
+
+def nothing() -> None:
+    pass
+
+
+def test_a_followed_folder_gives_what_is_there_and_what_arrives(tmp_path: Path) -> None:
+    write_picture(tmp_path / "1.png")
+    names, reader = follow(
+        tmp_path, nothing, lambda: write_picture(tmp_path / "0.png"), nothing, lambda: write_picture(tmp_path / "2.jpg"),
+        nothing, nothing,
+    )  # fmt: skip
+    assert names == ["1.png", "0.png", "2.jpg"]
+    assert (reader.state, reader.bad) == (ReaderState.ENDED, 0)
+
+
+def test_a_picture_that_is_still_being_written_is_waited_for(tmp_path: Path) -> None:
+    write_picture(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "whole.png").unlink()
+    path = tmp_path / "part.png"
+    names, reader = follow(
+        tmp_path, lambda: path.write_bytes(data[:40]), lambda: path.write_bytes(data[:60]), lambda: path.write_bytes(data),
+        nothing, nothing,
+    )  # fmt: skip
+    assert (names, reader.bad) == (["part.png"], 0)
+
+
+def test_a_damaged_picture_in_a_followed_folder_is_reported_once_and_the_rest_goes_on(tmp_path: Path) -> None:
+    names, reader = follow(
+        tmp_path, lambda: (tmp_path / "0.png").write_bytes(b"no picture"), lambda: write_picture(tmp_path / "1.png"),
+        nothing, nothing, nothing,
+    )  # fmt: skip
+    assert (names, reader.bad) == (["1.png"], 1)
+
+
+def test_a_name_that_is_used_again_is_a_new_picture(tmp_path: Path) -> None:
+    path = tmp_path / "part.png"
+    write_picture(path)
+    names, _ = follow(tmp_path, nothing, path.unlink, lambda: write_picture(path), nothing, nothing)
+    assert names == ["part.png", "part.png"]
+
+
+def test_a_glob_is_followed_too(tmp_path: Path) -> None:
+    (tmp_path / "cam").mkdir()
+    names, _ = follow(
+        tmp_path / "cam" / "ok*.png", lambda: write_picture(tmp_path / "cam" / "ok1.png"),
+        lambda: write_picture(tmp_path / "cam" / "other.png"), nothing, nothing,
+    )  # fmt: skip
+    assert names == ["ok1.png"]
+
+
+def test_only_a_folder_that_is_there_can_be_followed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        open_source(parse_source(str(tmp_path / "later" / "*.png")), follow=True)
+    for text, options in (("rtsp://cam/live", {"follow": True}), ("belt.mp4", {"max_fps": 5.0})):
+        with pytest.raises(UsageError):
+            open_source(parse_source(text), **options)  # type: ignore[arg-type]

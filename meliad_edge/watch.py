@@ -1,0 +1,162 @@
+"""A watch put together: cameras on one model, and everything that listens to what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from meliad_edge.errors import MeliadError
+from meliad_edge.event_store import EventStore
+from meliad_edge.events import Event
+from meliad_edge.monitor.board import Board
+from meliad_edge.runtime.batching import measure_batch_size
+from meliad_edge.runtime.predictor import Predictor
+from meliad_edge.sinks.clips import Clip, ClipRecorder, ClipSink
+from meliad_edge.sinks.folder import FolderSink
+from meliad_edge.sinks.sink import QueuedSink, Sink
+from meliad_edge.stream.credentials import Credentials, find_credentials, with_credentials
+from meliad_edge.stream.sources import open_source
+from meliad_edge.stream.uri import SourceUri, parse_source, redact, with_unique_names
+from meliad_edge.stream.watch_config import CameraConfig
+from meliad_edge.stream.watcher import Camera, Decision, Watcher, WatchSummary
+
+_LARGEST_BATCH = 8
+
+
+def open_cameras(
+    configs: Sequence[CameraConfig],
+    secrets: Mapping[str, Credentials],
+    give_up: Callable[[str, MeliadError], None],
+) -> list[Camera]:
+    """The cameras that can be watched, not started; one that cannot is given up and the rest goes on.
+
+    Args:
+        configs: How each is watched.
+        secrets: Credentials by name of the camera.
+        give_up: Takes the name of a source that cannot be opened, and why.
+    """
+    parsed: list[tuple[SourceUri, CameraConfig]] = []
+    for config in configs:
+        try:
+            source = parse_source(config.source)
+        except MeliadError as error:
+            give_up(config.name or redact(config.source), error)
+        else:
+            parsed.append((source if config.name is None else replace(source, name=config.name), config))
+    named = with_unique_names([source for source, _ in parsed])
+    cameras = []
+    for source, (_, config) in zip(named, parsed, strict=True):
+        try:
+            cameras.append(_open_camera(source, config, secrets))
+        except MeliadError as error:
+            give_up(source.name, error)
+    return cameras
+
+
+class Watch:
+    """Cameras, the frame loop, and what listens to it; closed in order when the ``with`` block is left.
+
+    Args:
+        predictor: Decides on frames.
+        cameras: What is watched.
+        store: Where events are kept; None keeps none.
+        sinks: Further places where events go.
+        on_notice: Takes the name of a source and a fact about it.
+        on_failure: Takes the name of a source that is given up, and why.
+        on_decision: Takes every decision; must not wait.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        cameras: Sequence[Camera],
+        *,
+        store: EventStore | None = None,
+        sinks: Sequence[Sink[Event]] = (),
+        on_notice: Callable[[str, str], None],
+        on_failure: Callable[[str, MeliadError], None],
+        on_decision: Callable[[Decision], None] = lambda decision: None,
+    ) -> None:
+        self.board = Board(cameras)
+        self.store = store
+        self._on_notice = on_notice
+        self._on_decision = on_decision
+        self._open = ExitStack()
+        self.sinks: list[QueuedSink[Event]] = []
+        self._clips: ClipRecorder | None = None
+        if store is not None:
+            store.end_interrupted()
+            self._add_sink(FolderSink(store, predictor.bundle.calibration.colour_range))
+            clips: QueuedSink[Clip] = QueuedSink(ClipSink(store))
+            self._open.callback(clips.close)
+            scenes = [camera.name for camera in cameras if camera.reader.is_sequence]
+            self._clips = ClipRecorder(scenes, clips.publish)
+            self._open.callback(self._clips.finish)
+        for sink in sinks:
+            self._add_sink(sink)
+        self.watcher = self.board.watcher = Watcher(
+            predictor,
+            cameras,
+            batch_size=_choose_batch_size(predictor, cameras),
+            on_event=self._take_event,
+            on_notice=self._take_notice,
+            on_failure=on_failure,
+            on_decision=self._take_decision,
+        )
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def run(self, *, max_frames: int | None = None) -> None:
+        """Watch until every source is finished, ``max_frames`` were scored, or an exception such as Ctrl-C."""
+        self.watcher.run(max_frames=max_frames)
+
+    def summary(self) -> WatchSummary:
+        """Counters and latencies so far."""
+        return self.watcher.summary()
+
+    def _add_sink(self, sink: Sink[Event]) -> None:
+        queued = QueuedSink(sink)
+        self._open.callback(queued.close)
+        self.sinks.append(queued)
+
+    def _take_event(self, event: Event) -> None:
+        for sink in self.sinks:
+            sink.publish(event)
+        if self._clips is not None:
+            self._clips.record_event(event)
+        self.board.record_event(event)
+
+    def _take_decision(self, decision: Decision) -> None:
+        if self._clips is not None:
+            self._clips.record_decision(decision)
+        self.board.record_decision(decision)
+        self._on_decision(decision)
+
+    def _take_notice(self, camera: str, notice: str) -> None:
+        self.board.record_notice(camera, notice)
+        self._on_notice(camera, notice)
+
+
+def _open_camera(source: SourceUri, config: CameraConfig, secrets: Mapping[str, Credentials]) -> Camera:
+    credentials = find_credentials(source.name, secrets)
+    if credentials is not None:
+        source = with_credentials(source, credentials)
+    return Camera(
+        open_source(source, max_fps=config.max_fps, follow=config.follow),
+        view=config.to_view(),
+        window=config.to_window(),
+        latency_budget_s=None if config.latency_budget_ms is None else 1e-3 * config.latency_budget_ms,
+    )
+
+
+def _choose_batch_size(predictor: Predictor, cameras: Sequence[Camera]) -> int:
+    """As many cameras at once as pay; one camera has nothing to wait for."""
+    if len(cameras) < 2:
+        return 1
+    golden = [golden.frame for golden in predictor.bundle.golden]
+    return measure_batch_size(predictor.engine, golden, min(len(cameras), _LARGEST_BATCH))
