@@ -28,6 +28,8 @@ SCHEMA_VERSION = 1
 # State changes kept for destinations that cannot be reached; a day of one change a second.
 _MOST_CHANGES = 86_400
 _BUSY_TIMEOUT_S = 10.0
+# The beginning of 2020. A device without a clock of its own starts in 1970: the age of such events is not known.
+_CLOCK_WAS_SET_S = 1_577_836_800.0
 # What ``events.new_event_id`` gives: nothing else in the folder is ever removed.
 _EVENT_ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{6}")
 _SCHEMA = """
@@ -329,8 +331,8 @@ class EventStore:
         limits = self._retention
         with self._transaction() as database:
             old = database.execute(
-                "SELECT id FROM events WHERE verdict IS NULL AND state = 'end' AND started < ?",
-                (self._clock() - limits.max_age_s,),
+                "SELECT id FROM events WHERE verdict IS NULL AND state = 'end' AND started BETWEEN ? AND ?",
+                (_CLOCK_WAS_SET_S, self._clock() - limits.max_age_s),
             ).fetchall()
             removed = [event_id for (event_id,) in old]
             database.executemany("DELETE FROM events WHERE id = ?", old)

@@ -47,6 +47,20 @@ class Capture:
     finished_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Grab:
+    """A frame in the decoder, whose colours are not converted yet.
+
+    Attributes:
+        started_s, decoded_s: Monotonic clock: reading began, the decoder had the frame.
+        stream_s: Its timestamp on the time line of a camera that gives any; None otherwise.
+    """
+
+    started_s: float
+    decoded_s: float
+    stream_s: float | None
+
+
 class VideoCapture(Protocol):
     """An open video."""
 
@@ -60,11 +74,11 @@ class VideoCapture(Protocol):
         """Size and codec, for people."""
         ...
 
-    def read(self, is_wanted: Callable[[float], bool] = ...) -> Capture | Failure | None:
+    def read(self, is_wanted: Callable[[Grab], bool] = ...) -> Capture | Failure | None:
         """The next frame, why there is none, or None for one that is not wanted.
 
         Args:
-            is_wanted: Asked with the time at which the decoder had the frame, before its colours are converted.
+            is_wanted: Asked before the colours of the frame are converted.
         """
         ...
 
@@ -92,12 +106,13 @@ def open_capture(source: SourceUri, *, clock: Callable[[], float] = time.monoton
         timeouts += [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(1000 * OPEN_TIMEOUT_S)]
         timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(1000 * READ_TIMEOUT_S)]
     video = cv2.VideoCapture(source.address, backend, timeouts)
-    return _OpenCvCapture(video, clock) if video.isOpened() else diagnose(source)
+    return _OpenCvCapture(video, source.kind, clock) if video.isOpened() else diagnose(source)
 
 
 class _OpenCvCapture:
-    def __init__(self, video: cv2.VideoCapture, clock: Callable[[], float]) -> None:
+    def __init__(self, video: cv2.VideoCapture, kind: SourceKind, clock: Callable[[], float]) -> None:
         self._video = video
+        self._kind = kind
         self._clock = clock
         # Decoded into again and again. When a stream changes its resolution, OpenCV scales to the first one until the
         # stream is opened again: the whole picture still arrives.
@@ -115,7 +130,7 @@ class _OpenCvCapture:
         codec = "".join(c for c in code.to_bytes(4, "little", signed=code < 0).decode("latin-1") if c.isalnum())
         return f"{width}x{height}" + (f", {codec}" if codec else "")
 
-    def read(self, is_wanted: Callable[[float], bool] = lambda decoded_s: True) -> Capture | Failure | None:
+    def read(self, is_wanted: Callable[[Grab], bool] = lambda grab: True) -> Capture | Failure | None:
         started_s = self._clock()
         if not self._video.grab():
             # FFmpeg gives the same answer for both; only the time that passed tells them apart.
@@ -123,7 +138,9 @@ class _OpenCvCapture:
                 return Failure(FailureKind.TIMEOUT, f"no frame for {READ_TIMEOUT_S:g} s")
             return Failure(FailureKind.ENDED, "the stream ended")
         decoded_s = self._clock()
-        if not is_wanted(decoded_s):
+        # Over HTTP, FFmpeg numbers the pictures and calls that their time.
+        stream_s = 1e-3 * self._video.get(cv2.CAP_PROP_POS_MSEC) if self._kind is SourceKind.RTSP else None
+        if not is_wanted(Grab(started_s, decoded_s, stream_s)):
             return None
         is_read, bgr = self._video.retrieve(self._bgr) if self._bgr is not None else self._video.retrieve()
         if not is_read:

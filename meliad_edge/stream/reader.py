@@ -46,6 +46,7 @@ class Reader(ABC):
         read: Frames decoded and handed over so far.
         bad: Frames or pictures that could not be decoded.
         stale: Frames that were too old when their turn came.
+        old_on_arrival: Frames of a live source that were too old when they came, and not handed over.
         skipped: Frames of a live source beyond the frame rate that is wanted.
         description: Size and codec of the pictures, once they are known.
         reconnects: How often a live source came back.
@@ -58,7 +59,7 @@ class Reader(ABC):
         self.error: Exception | None = None
         self.notices: deque[str] = deque()
         self.total: int | None = None
-        self.read = self.bad = self.stale = self.skipped = self.reconnects = 0
+        self.read = self.bad = self.stale = self.old_on_arrival = self.skipped = self.reconnects = 0
         self.description = ""
         self.is_truncated = False
         self._clock = clock

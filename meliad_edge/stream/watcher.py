@@ -128,7 +128,7 @@ class FrameCounts:
         read: Decoded; each was scored, dropped, stale, late, or still waiting when the watch stopped.
         scored: Decided on.
         dropped: Of a live source, replaced by a newer one before their turn.
-        stale: Too old when their turn came.
+        stale: Too old when they came or when it was their turn.
         late: Given up because the latency budget could not be kept any more.
         missed: Decided on, but after the latency budget.
         bad: Frames or pictures that could not be decoded, or have not the size that the view was made for.
@@ -479,10 +479,10 @@ def _summarise_source(watched: _Watched) -> SourceSummary:
         name=reader.source.name,
         state=reader.state,
         frames=FrameCounts(
-            read=reader.read,
+            read=reader.read + reader.old_on_arrival,
             scored=watched.scored,
             dropped=reader.dropped,
-            stale=reader.stale,
+            stale=reader.stale + reader.old_on_arrival,
             late=watched.late,
             missed=watched.missed,
             bad=reader.bad + watched.misfits,

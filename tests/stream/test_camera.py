@@ -11,7 +11,7 @@ import pytest
 
 from meliad_edge.errors import SourceError
 from meliad_edge.stream.camera import FIRST_ATTEMPTS, CameraReader
-from meliad_edge.stream.capture import Capture, VideoCapture
+from meliad_edge.stream.capture import Capture, Grab, VideoCapture
 from meliad_edge.stream.failures import Failure, FailureKind, diagnose
 from meliad_edge.stream.reader import ReaderState
 from meliad_edge.stream.uri import SourceUri, parse_source
@@ -34,12 +34,12 @@ class ScriptedVideo:
         self._clock = clock
         self.is_closed = False
 
-    def read(self, is_wanted: Callable[[float], bool]) -> Capture | Failure | None:
+    def read(self, is_wanted: Callable[[Grab], bool]) -> Capture | Failure | None:
         if self._left == 0:
             return LOST
         self._left -= 1
         now = self._clock()
-        if not is_wanted(now):
+        if not is_wanted(Grab(now, now, None)):
             return None
         return Capture(np.zeros((2, 2, 3), np.uint8), now, now, now)
 
@@ -154,7 +154,7 @@ def test_the_frame_rate_that_is_wanted_is_reached_on_average(offered_fps: int, m
 
 def test_a_frame_that_cannot_be_decoded_is_counted_and_leaves_a_gap() -> None:
     class Glitch(ScriptedVideo):
-        def read(self, is_wanted: Callable[[float], bool]) -> Capture | Failure | None:
+        def read(self, is_wanted: Callable[[Grab], bool]) -> Capture | Failure | None:
             if self._left == 2:
                 self._left -= 1
                 return Failure(FailureKind.CODEC, "a frame could not be decoded")

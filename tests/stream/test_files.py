@@ -197,8 +197,8 @@ def nothing() -> None:
 def test_a_followed_folder_gives_what_is_there_and_what_arrives(tmp_path: Path) -> None:
     write_picture(tmp_path / "1.png")
     names, reader = follow(
-        tmp_path, nothing, lambda: write_picture(tmp_path / "0.png"), nothing, lambda: write_picture(tmp_path / "2.jpg"),
-        nothing, nothing,
+        tmp_path, nothing, lambda: write_picture(tmp_path / "0.png"), nothing,
+        lambda: write_picture(tmp_path / "2.jpg"), nothing, nothing,
     )  # fmt: skip
     assert names == ["1.png", "0.png", "2.jpg"]
     assert (reader.state, reader.bad) == (ReaderState.ENDED, 0)
@@ -210,8 +210,8 @@ def test_a_picture_that_is_still_being_written_is_waited_for(tmp_path: Path) -> 
     (tmp_path / "whole.png").unlink()
     path = tmp_path / "part.png"
     names, reader = follow(
-        tmp_path, lambda: path.write_bytes(data[:40]), lambda: path.write_bytes(data[:60]), lambda: path.write_bytes(data),
-        nothing, nothing,
+        tmp_path, lambda: path.write_bytes(data[:40]), lambda: path.write_bytes(data[:60]),
+        lambda: path.write_bytes(data), nothing, nothing,
     )  # fmt: skip
     assert (names, reader.bad) == (["part.png"], 0)
 
