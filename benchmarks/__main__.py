@@ -54,6 +54,20 @@ def limit(
 
 
 @app.command()
+def watch(
+    json: JsonFile = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of four cameras at once.")] = 30.0,
+    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+) -> None:
+    """One camera, then four that offer too much: cost beyond the engine, fairness, freshness, memory."""
+    require_extra("torch", "train")
+    require_extra("onnx", "export")
+    from meliad_edge.benchmarks import watching as benchmark
+
+    _finish(benchmark.run(minutes, precision), benchmark.describe, json)
+
+
+@app.command()
 def startup(json: JsonFile = None, runs: Annotated[int, typer.Option(min=1, help="Of each process.")] = 9) -> None:
     """Time of --help and of imports, and memory of watch, beyond the libraries' own."""
     require_extra("torch", "train")

@@ -95,10 +95,11 @@ class Watch:
             self._open.callback(self._clips.finish)
         for sink in sinks:
             self._add_sink(sink)
+        self.batch_size = _choose_batch_size(predictor, cameras)
         self.watcher = self.board.watcher = Watcher(
             predictor,
             cameras,
-            batch_size=_choose_batch_size(predictor, cameras),
+            batch_size=self.batch_size,
             on_event=self._take_event,
             on_notice=self._take_notice,
             on_failure=on_failure,

@@ -1,0 +1,241 @@
+"""``watch`` under load: cameras on one model, how fresh what it judges is, and what it costs beyond the engine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from meliad_edge.benchmarks.clock_cameras import CLOCK_ROWS, clock_cameras
+from meliad_edge.benchmarks.environment import describe_environment
+from meliad_edge.benchmarks.picture_clock import read_clock
+from meliad_edge.calibrate import move_threshold
+from meliad_edge.event_store import EventStore
+from meliad_edge.events import Event, EventKind, EventState
+from meliad_edge.monitor.latency import summarise
+from meliad_edge.runtime.load import load_predictor
+from meliad_edge.stream.watch_config import CameraConfig
+from meliad_edge.stream.watcher import Decision
+from meliad_edge.watch import Watch, open_cameras
+
+_SIZE = 256
+_PICTURE_HW = (480, 640)
+_FPS = 25.0
+_BAD_EVERY_S, _BAD_FOR_S = 10.0, 1.0
+_MEMORY_EVERY_S = 5.0
+# Caches fill and the allocator settles: the slope counts from here.
+_SETTLING_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What one watch does."""
+
+    bundle: Path
+    precision: str
+    threshold: float
+    url: str
+    cameras: int
+    max_fps: float | None
+    seconds: float
+    folder: Path
+
+
+def run(minutes: float, precision: str) -> dict[str, Any]:
+    """Watch one camera at its leisure, then four that offer more than the machine can take.
+
+    Args:
+        minutes: Of the four cameras; the one takes a tenth of it.
+        precision: Graph of the sample bundle.
+
+    Returns:
+        JSON values: ``single``, one camera of which five pictures a second are judged, with ``beyond_engine``, the time
+        from capture to decision beyond conversion and engine, over that of these two; ``overload``, four cameras of 25,
+        with ``shares`` of each, ``unfairness``, the largest distance of a share from the mean over the mean, ages and
+        event latencies in milliseconds since the picture was made, and ``memory_slope_mb_per_h``.
+    """
+    from meliad_edge.benchmarks.sample_model import sample_bundle, sample_model
+
+    model = sample_model(_SIZE)
+    with tempfile.TemporaryDirectory(prefix="meliad-watch-") as name:
+        folder = Path(name)
+        precisions = ("fp32",) if precision == "fp32" else ("fp32", precision)
+        bundle = sample_bundle(model, folder / "sample.meliad", precisions)  # type: ignore[arg-type]
+        pictures = [cv2.resize(frame, _PICTURE_HW[::-1]) for frame in model.frames]
+        predictor = load_predictor(bundle.path, precision=precision)  # type: ignore[arg-type]
+        scores = [predictor.predict(np.asarray(picture, dtype=np.uint8)).score for picture in pictures]
+        good, bad = pictures[int(np.argmin(scores))], pictures[int(np.argmax(scores))]
+        threshold = 0.5 * (min(scores) + max(scores))
+        del predictor, model
+        with clock_cameras(
+            np.asarray(good), np.asarray(bad), fps=_FPS, bad_every_s=_BAD_EVERY_S, bad_for_s=_BAD_FOR_S
+        ) as url:
+            task = _Task(bundle.path, precision, threshold, url, 1, 5.0, 6.0 * minutes, folder / "single")
+            single = _in_a_process(task)
+            overload = _in_a_process(
+                replace(task, cameras=4, max_fps=None, seconds=60.0 * minutes, folder=folder / "overload")
+            )
+    return {
+        "benchmark": "watch",
+        "precision": precision,
+        "minutes": minutes,
+        "camera": f"MJPEG {_PICTURE_HW[1]}x{_PICTURE_HW[0]} at {_FPS:g} fps, over HTTP on the same machine",
+        "single": single,
+        "overload": overload,
+        "environment": describe_environment(),
+    }
+
+
+def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The result as lines for people."""
+    single, overload = result["single"], result["overload"]
+    age, event = overload["age_ms"], overload["event_ms"]
+    return [
+        (
+            "one camera",
+            f"capture to decision {single['capture_to_decision_ms']:.2f} ms, engine {single['infer_ms']:.2f} ms; "
+            f"{100 * single['beyond_engine']:.1f} % beyond conversion and engine",
+        ),
+        (
+            "four",
+            f"{overload['fps']:.1f} frames/s in batches of up to {overload['batch_size']}, "
+            f"shares {', '.join(str(share) for share in overload['shares'])} "
+            f"({100 * overload['unfairness']:.1f} % from even)",
+        ),
+        ("age", f"p50 {age['p50_ms']:.0f}, p99 {age['p99_ms']:.0f} ms from the picture to its decision"),
+        (
+            "events",
+            f"{event['count']}, p50 {event['p50_ms']:.0f}, p99 {event['p99_ms']:.0f} ms from the first bad picture",
+        ),
+        (
+            "memory",
+            f"{overload['memory_mb']:.0f} MB at the end, {overload['memory_slope_mb_per_h']:+.2f} MB per hour over "
+            f"{overload['seconds'] / 60:.0f} minutes",
+        ),
+    ]
+
+
+def _in_a_process(task: _Task) -> dict[str, Any]:
+    """Memory is that of ``watch`` alone."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_watch, args=(theirs, task), daemon=True)
+    process.start()
+    theirs.close()
+    result: dict[str, Any] = ours.recv()
+    process.join()
+    return result
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was measured while it watched."""
+
+    ages_s: list[float] = field(default_factory=list)
+    event_s: list[float] = field(default_factory=list)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    damaged: int = 0
+
+
+def _watch(connection: Connection, task: _Task) -> None:
+    predictor = load_predictor(task.bundle, precision=task.precision)  # type: ignore[arg-type]
+    calibration = move_threshold(predictor.bundle.calibration, task.threshold)
+    predictor.bundle = replace(predictor.bundle, calibration=calibration)
+    height, width = _PICTURE_HW
+    configs = [
+        CameraConfig(source=task.url, name=f"cam{i}", max_fps=task.max_fps, region=(0, CLOCK_ROWS, width, height))
+        for i in range(task.cameras)
+    ]
+    seen = _Seen()
+    start_s = time.monotonic()
+
+    def take_decision(decision: Decision) -> None:
+        now_s = time.monotonic()
+        shown = read_clock(decision.frame.image[:CLOCK_ROWS])
+        if shown is None:
+            seen.damaged += 1
+        else:
+            seen.ages_s.append(_since_s(now_s, shown))
+        if now_s - start_s >= len(seen.memory) * _MEMORY_EVERY_S:
+            seen.memory.append((now_s - start_s, _resident_mb()))
+        if now_s - start_s >= task.seconds:
+            watch.watcher.stop()
+
+    with Watch(
+        predictor,
+        open_cameras(configs, {}, _raise),
+        store=EventStore(task.folder),
+        sinks=[_EventTimes(seen)],
+        on_notice=lambda name, notice: None,
+        on_failure=_raise,
+        on_decision=take_decision,
+    ) as watch:
+        watch.run()
+    connection.send(_summarise(watch, seen, time.monotonic() - start_s))
+
+
+class _EventTimes:
+    """Takes the time from the first bad picture to the sink, for every event."""
+
+    name = "times"
+
+    def __init__(self, seen: _Seen) -> None:
+        self._seen = seen
+
+    def publish(self, event: Event) -> None:
+        """Record a new anomaly."""
+        if event.state is EventState.NEW and event.kind is EventKind.ANOMALY:
+            self._seen.event_s.append(time.monotonic() - event.started.monotonic_s)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def _summarise(watch: Watch, seen: _Seen, elapsed_s: float) -> dict[str, Any]:
+    summary = watch.summary()
+    shares = [source.frames.scored for source in summary.sources]
+    mean = sum(shares) / len(shares)
+    median_ms = {stage: 1e3 * latency.p50_s for stage, latency in summary.latencies.items()}
+    engine_ms = median_ms["decode"] + median_ms["infer"]
+    settled = [point for point in seen.memory if point[0] >= _SETTLING_SHARE * elapsed_s]
+    slope = np.polyfit([s for s, _ in settled], [mb for _, mb in settled], 1)[0] if len(settled) > 2 else 0.0
+    return {
+        "seconds": elapsed_s,
+        "fps": summary.throughput_fps,
+        "batch_size": watch.batch_size,
+        "shares": shares,
+        "unfairness": max(abs(share - mean) for share in shares) / mean,
+        "frames": {name: getattr(summary.frames, name) for name in ("read", "dropped", "stale", "bad")},
+        "damaged": seen.damaged,
+        "capture_to_decision_ms": median_ms["capture_to_decision"],
+        "infer_ms": median_ms["infer"],
+        "conversion_ms": median_ms["decode"],
+        "preprocess_ms": median_ms["preprocess"],
+        "beyond_engine": (median_ms["capture_to_decision"] - engine_ms) / engine_ms,
+        "age_ms": summarise(seen.ages_s).to_dict(),
+        "event_ms": summarise(seen.event_s or [0.0]).to_dict(),
+        "memory_mb": seen.memory[-1][1],
+        "memory_slope_mb_per_h": 3600.0 * float(slope),
+        "memory": [[round(s, 1), round(mb, 2)] for s, mb in seen.memory],
+    }
+
+
+def _since_s(now_s: float, shown_ms: int) -> float:
+    return 1e-3 * ((round(1000 * now_s) - shown_ms) % 2**32)
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _raise(name: str, error: Exception) -> None:
+    raise error
