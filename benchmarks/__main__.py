@@ -11,6 +11,7 @@ import typer
 
 from meliad_edge.cli.output import require_extra, say
 from meliad_edge.errors import MeliadError
+from meliad_edge.precision import Precision
 from meliad_edge.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def limit(
 def watch(
     json: JsonFile = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="Of four cameras at once.")] = 30.0,
-    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    precision: Annotated[Precision, typer.Option(help="Graph of the sample model.")] = "fp32",
 ) -> None:
     """One camera, then four that offer too much: cost beyond the engine, fairness, freshness, memory."""
     require_extra("torch", "train")

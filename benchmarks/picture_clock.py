@@ -31,3 +31,9 @@ def read_clock(strip: NDArray[np.uint8]) -> int | None:
 
 def _edges(length: int, parts: int) -> list[int]:
     return [length * part // parts for part in range(parts + 1)]
+
+
+def age_s(strip: NDArray[np.uint8], now_s: float) -> float | None:
+    """Seconds since the picture was made, on the monotonic clock of the same machine; None when it is damaged."""
+    shown_ms = read_clock(strip)
+    return None if shown_ms is None else 1e-3 * ((round(1000 * now_s) - shown_ms) % 2**_BITS)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from meliad_edge.benchmarks.clock_cameras import CLOCK_ROWS, clock_cameras
 from meliad_edge.benchmarks.environment import describe_environment
-from meliad_edge.benchmarks.picture_clock import read_clock
+from meliad_edge.benchmarks.picture_clock import age_s
 from meliad_edge.calibrate import move_threshold
 from meliad_edge.event_store import EventStore
 from meliad_edge.events import Event, EventKind, EventState
 from meliad_edge.monitor.latency import summarise
+from meliad_edge.precision import Precision
 from meliad_edge.runtime.load import load_predictor
 from meliad_edge.stream.watch_config import CameraConfig
 from meliad_edge.stream.watcher import Decision
@@ -40,7 +43,7 @@ class _Task:
     """What one watch does."""
 
     bundle: Path
-    precision: str
+    precision: Precision
     threshold: float
     url: str
     cameras: int
@@ -49,7 +52,7 @@ class _Task:
     folder: Path
 
 
-def run(minutes: float, precision: str) -> dict[str, Any]:
+def run(minutes: float, precision: Precision) -> dict[str, Any]:
     """Watch one camera at its leisure, then four that offer more than the machine can take.
 
     Args:
@@ -66,27 +69,37 @@ def run(minutes: float, precision: str) -> dict[str, Any]:
 
     model = sample_model(_SIZE)
     with tempfile.TemporaryDirectory(prefix="meliad-watch-") as name:
-        folder = Path(name)
-        precisions = ("fp32",) if precision == "fp32" else ("fp32", precision)
-        bundle = sample_bundle(model, folder / "sample.meliad", precisions)  # type: ignore[arg-type]
-        pictures = [cv2.resize(frame, _PICTURE_HW[::-1]) for frame in model.frames]
-        predictor = load_predictor(bundle.path, precision=precision)  # type: ignore[arg-type]
-        scores = [predictor.predict(np.asarray(picture, dtype=np.uint8)).score for picture in pictures]
-        good, bad = pictures[int(np.argmin(scores))], pictures[int(np.argmax(scores))]
+        precisions: tuple[Precision, ...] = ("fp32",) if precision == "fp32" else ("fp32", precision)
+        bundle = sample_bundle(model, Path(name) / "sample.meliad", precisions)
+        result = measure(bundle.path, precision, list(model.frames), minutes)
+    return {"benchmark": "watch", "precision": precision, "minutes": minutes, **result}
+
+
+def measure(bundle: Path, precision: Precision, frames: Sequence[NDArray[np.uint8]], minutes: float) -> dict[str, Any]:
+    """The same of any bundle.
+
+    Args:
+        bundle: The model.
+        precision: Which of its graphs.
+        frames: uint8 RGB [H, W, 3]; the cameras show the one with the lowest score, and as the bad part the highest.
+        minutes: Of the four cameras; the one takes a tenth of it.
+    """
+    pictures = [np.asarray(cv2.resize(frame, _PICTURE_HW[::-1]), dtype=np.uint8) for frame in frames]
+    predictor = load_predictor(bundle, precision=precision)
+    scores = [predictor.predict(picture).score for picture in pictures]
+    good, bad = pictures[int(np.argmin(scores))], pictures[int(np.argmax(scores))]
+    del predictor
+    with (
+        tempfile.TemporaryDirectory(prefix="meliad-watch-") as name,
+        clock_cameras(good, bad, fps=_FPS, bad_every_s=_BAD_EVERY_S, bad_for_s=_BAD_FOR_S) as url,
+    ):
         threshold = 0.5 * (min(scores) + max(scores))
-        del predictor, model
-        with clock_cameras(
-            np.asarray(good), np.asarray(bad), fps=_FPS, bad_every_s=_BAD_EVERY_S, bad_for_s=_BAD_FOR_S
-        ) as url:
-            task = _Task(bundle.path, precision, threshold, url, 1, 5.0, 6.0 * minutes, folder / "single")
-            single = _in_a_process(task)
-            overload = _in_a_process(
-                replace(task, cameras=4, max_fps=None, seconds=60.0 * minutes, folder=folder / "overload")
-            )
+        task = _Task(bundle, precision, threshold, url, 1, 5.0, 6.0 * minutes, Path(name) / "single")
+        single = _in_a_process(task)
+        overload = _in_a_process(
+            replace(task, cameras=4, max_fps=None, seconds=60.0 * minutes, folder=Path(name) / "overload")
+        )
     return {
-        "benchmark": "watch",
-        "precision": precision,
-        "minutes": minutes,
         "camera": f"MJPEG {_PICTURE_HW[1]}x{_PICTURE_HW[0]} at {_FPS:g} fps, over HTTP on the same machine",
         "single": single,
         "overload": overload,
@@ -146,7 +159,7 @@ class _Seen:
 
 
 def _watch(connection: Connection, task: _Task) -> None:
-    predictor = load_predictor(task.bundle, precision=task.precision)  # type: ignore[arg-type]
+    predictor = load_predictor(task.bundle, precision=task.precision)
     calibration = move_threshold(predictor.bundle.calibration, task.threshold)
     predictor.bundle = replace(predictor.bundle, calibration=calibration)
     height, width = _PICTURE_HW
@@ -159,11 +172,11 @@ def _watch(connection: Connection, task: _Task) -> None:
 
     def take_decision(decision: Decision) -> None:
         now_s = time.monotonic()
-        shown = read_clock(decision.frame.image[:CLOCK_ROWS])
-        if shown is None:
+        age = age_s(decision.frame.image[:CLOCK_ROWS], now_s)
+        if age is None:
             seen.damaged += 1
         else:
-            seen.ages_s.append(_since_s(now_s, shown))
+            seen.ages_s.append(age)
         if now_s - start_s >= len(seen.memory) * _MEMORY_EVERY_S:
             seen.memory.append((now_s - start_s, _resident_mb()))
         if now_s - start_s >= task.seconds:
@@ -226,10 +239,6 @@ def _summarise(watch: Watch, seen: _Seen, elapsed_s: float) -> dict[str, Any]:
         "memory_slope_mb_per_h": 3600.0 * float(slope),
         "memory": [[round(s, 1), round(mb, 2)] for s, mb in seen.memory],
     }
-
-
-def _since_s(now_s: float, shown_ms: int) -> float:
-    return 1e-3 * ((round(1000 * now_s) - shown_ms) % 2**32)
 
 
 def _resident_mb() -> float:

@@ -70,7 +70,7 @@ def measure(
         frames=frames,
         threads=threads,
         deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
-        batches=_parse_batches(batches),
+        batches=[] if batches is None else _parse_counts("--batches", batches),
     )
     environment = describe_environment()
     if json:
@@ -91,6 +91,67 @@ def measure(
 
         write_report(report, latency_page(measured, model.name, environment))
         say("saved", str(report))
+
+
+@app.command()
+def cameras(
+    model: BundleFile,
+    json: Json = False,
+    counts: Annotated[
+        str, typer.Option("--cameras", metavar="1,2,4", help="Numbers of cameras, one measurement each.")
+    ] = "1,2,4",
+    fps: Annotated[float, typer.Option(min=0.1, max=1000.0, help="Pictures per second of each.")] = 25.0,
+    frame_size: Annotated[str, typer.Option(metavar="WxH", help="Size of their pictures.")] = "640x480",
+    seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="Of each measurement.")] = 10.0,
+    deadline_ms: Annotated[
+        float | None, typer.Option(min=0.001, help="Count the decisions that come later.", show_default=False)
+    ] = None,
+    engine: BundleEngine = "auto",
+    precision: BundlePrecision = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
+) -> None:
+    """Measure from the picture to the decision over a stream: cameras that film a clock, more and more of them."""
+    from meliad_edge.benchmarks.camera_latency import measure_cameras
+    from meliad_edge.benchmarks.environment import describe_environment
+    from meliad_edge.runtime.load import open_trusted
+
+    measured = measure_cameras(
+        open_trusted(model),
+        precision,
+        _parse_counts("--cameras", counts),
+        engine=engine,
+        threads=threads,
+        fps=fps,
+        frame_hw=_parse_size(frame_size),
+        seconds=seconds,
+        deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
+    )
+    if json:
+        print_json(
+            {
+                "model": str(model),
+                "measurements": [one.to_dict() for one in measured],
+                "environment": describe_environment(),
+            }
+        )
+        return
+    print_table(
+        ("cameras", "offered/s", "scored/s", "batch", "p50", "p90", "p95", "p99", "p99.9", "infer", "late"),
+        [
+            (
+                str(one.cameras),
+                f"{one.offered_fps:.0f}",
+                f"{one.scored_fps:.1f}",
+                str(one.batch_size),
+                *(f"{1e3 * s:.1f}" for s in (v.p50_s, v.p90_s, v.p95_s, v.p99_s, v.p999_s, one.infer.p50_s)),
+                "" if one.missed is None else str(one.missed),
+            )
+            for one in measured
+            for v in [one.glass_to_decision]
+        ],
+        caption=f"ms from the picture to its decision, and of the engine (p50); Motion JPEG of {frame_size} over HTTP, "
+        "made and sent by this machine",
+    )
 
 
 @app.command()
@@ -204,10 +265,8 @@ def _parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _parse_batches(text: str | None) -> list[int]:
-    if text is None:
-        return []
+def _parse_counts(option: str, text: str) -> list[int]:
     if not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", text) or not all(1 <= int(n) <= 256 for n in text.split(",")):
-        msg = f"--batches takes numbers of frames between 1 and 256, got {text!r}; for example 1,2,4,8"
+        msg = f"{option} takes numbers between 1 and 256, got {text!r}; for example 1,2,4,8"
         raise UsageError(msg)
     return [int(n) for n in text.split(",")]

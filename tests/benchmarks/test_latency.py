@@ -201,7 +201,7 @@ def test_batches_and_deadline_on_the_command_line(bundle_file: Path, invoke: Any
 def test_batches_that_make_no_sense(text: str, bundle_file: Path, invoke: Any) -> None:
     outcome = invoke("bench", bundle_file, "--batches", text)
     assert outcome.code == 2
-    assert "--batches takes numbers of frames between 1 and 256" in outcome.err
+    assert "--batches takes numbers between 1 and 256" in outcome.err
 
 
 @pytest.mark.workshop
