@@ -20,6 +20,7 @@ from typing import Literal
 from meliad_edge import __version__
 from meliad_edge.device.system_files import read_text
 from meliad_edge.runtime.kernel_library import find_kernel_library
+from meliad_edge.stream.gstreamer import ELEMENT_PLUGINS, installed_elements
 
 Status = Literal["ok", "warn", "missing", "info"]
 
@@ -57,17 +58,6 @@ class Fact:
     status: Status = "info"
     fix: str = ""
     required: bool = False
-
-
-# What csi:// and v4l2:// pipelines are made of: the element, and the plugin file it is in.
-_GSTREAMER_ELEMENTS = {
-    "nvarguscamerasrc": "libgstnvarguscamerasrc.so",
-    "nvvidconv": "libgstnvvidconv.so",
-    "nvv4l2decoder": "libgstnvvideo4linux2.so",
-    "v4l2src": "libgstvideo4linux2.so",
-    "rtspsrc": "libgstrtsp.so",
-    "appsink": "libgstapp.so",
-}
 
 
 def probe(root: Path = Path("/")) -> tuple[Fact, ...]:
@@ -324,11 +314,11 @@ def _cameras(root: Path) -> Iterator[Fact]:
 
 def _gstreamer_elements(root: Path) -> Iterator[Fact]:
     """Elements of the system's GStreamer, by their plugin files: nothing is started."""
-    plugins = {path.name for path in root.glob("usr/lib/*/gstreamer-1.0/libgst*.so")}
-    if not plugins and not _is_jetson(root):
+    installed = installed_elements(root)
+    if not installed and not _is_jetson(root):
         return
-    found = [element for element, plugin in _GSTREAMER_ELEMENTS.items() if plugin in plugins]
-    lacking = [element for element in _GSTREAMER_ELEMENTS if element not in found]
+    found = [element for element in ELEMENT_PLUGINS if element in installed]
+    lacking = [element for element in ELEMENT_PLUGINS if element not in found]
     if not _is_jetson(root):
         lacking = [element for element in lacking if not element.startswith("nv")]
     value = ", ".join(found) or "none"

@@ -32,6 +32,9 @@ _PROBE_MODULES = (
     "device/__init__.py",
     "device/probe.py",
     "device/system_files.py",
+    "stream/__init__.py",
+    "stream/gstreamer.py",
+    "stream/picture_format.py",
     "runtime/__init__.py",
     "runtime/kernel_library.py",
 )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from meliad_edge.errors import SourceError
 from meliad_edge.stream.failures import Failure, FailureKind, diagnose
+from meliad_edge.stream.gstreamer import decodes_in_hardware, rtsp_pipeline
 from meliad_edge.stream.uri import SourceKind, SourceUri
 
 OPEN_TIMEOUT_S = 5.0
@@ -93,20 +94,29 @@ def open_capture(source: SourceUri, *, clock: Callable[[], float] = time.monoton
     Raises:
         SourceError: This OpenCV was built without the backend that the source needs.
     """
-    backend = _BACKENDS[source.kind]
-    if not cv2.videoio_registry.hasBackend(backend):
+    backend, address = _BACKENDS[source.kind], source.address
+    if source.kind is SourceKind.RTSP and _has(cv2.CAP_GSTREAMER) and decodes_in_hardware():
+        backend, address = cv2.CAP_GSTREAMER, rtsp_pipeline(source.address)
+    if not _has(backend):
         name = cv2.videoio_registry.getBackendName(backend)
         msg = (
             f"{source.shown}: needs OpenCV with {name}, which OpenCV {cv2.__version__} here was built without; "
             f"use the system's OpenCV"
         )
         raise SourceError(msg)
-    timeouts: list[int] = []
+    properties: list[int] = []
     if backend == cv2.CAP_FFMPEG:
-        timeouts += [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(1000 * OPEN_TIMEOUT_S)]
-        timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(1000 * READ_TIMEOUT_S)]
-    video = cv2.VideoCapture(source.address, backend, timeouts)
+        properties += [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(1000 * OPEN_TIMEOUT_S)]
+        properties += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(1000 * READ_TIMEOUT_S)]
+    if source.form is not None:
+        properties += [cv2.CAP_PROP_FRAME_WIDTH, source.form.width, cv2.CAP_PROP_FRAME_HEIGHT, source.form.height]
+        properties += [cv2.CAP_PROP_FPS, source.form.fps]
+    video = cv2.VideoCapture(address, backend, properties)
     return _OpenCvCapture(video, source.kind, clock) if video.isOpened() else diagnose(source)
+
+
+def _has(backend: int) -> bool:
+    return bool(cv2.videoio_registry.hasBackend(backend))
 
 
 class _OpenCvCapture:

@@ -12,12 +12,9 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from meliad_edge.data.images import IMAGE_SUFFIXES
 from meliad_edge.errors import SourceError
+from meliad_edge.stream.gstreamer import csi_pipeline
+from meliad_edge.stream.picture_format import CSI_FORMAT, USB_FORMAT, PictureFormat, parse_format
 
-_CSI_PIPELINE = (
-    "nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width=1280,height=720,framerate=30/1 ! "
-    "nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
-    "appsink drop=true max-buffers=1 sync=false"
-)
 _VIDEO_FILE_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 _KNOWN = "a path, a folder, a glob, file://, rtsp://, rtsps://, http://, https://, v4l2:///dev/videoN or csi://N"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -47,12 +44,14 @@ class SourceUri:
         shown: The whole address without credentials.
         address: What is opened: a path, a glob, a URL with its credentials, a device, or a GStreamer pipeline.
             Not part of the representation.
+        form: What a V4L2 device is asked for; None takes what it offers.
     """
 
     kind: SourceKind
     name: str
     shown: str
     address: str = field(repr=False)
+    form: PictureFormat | None = None
 
     @property
     def is_live(self) -> bool:
@@ -89,15 +88,19 @@ def parse_source(text: str) -> SourceUri:
         return _parse_network(text, SourceKind.RTSP if scheme.startswith("rtsp") else SourceKind.HTTP)
     rest = text[match.end() :]
     if scheme == "v4l2":
-        if not re.fullmatch(r"/dev/\S+", rest):
+        device, asks, query = rest.partition("?")
+        if not re.fullmatch(r"/dev/\S+", device):
             msg = f"{redact(text)}: expected a device path as in v4l2:///dev/video0"
             raise SourceError(msg)
-        return SourceUri(SourceKind.V4L2, name=Path(rest).name, shown=text, address=rest)
+        form = _parse_format(text, query, USB_FORMAT) if asks else None
+        return SourceUri(SourceKind.V4L2, name=Path(device).name, shown=text, address=device, form=form)
     if scheme == "csi":
-        if not rest.isdecimal():
+        sensor, _, query = rest.partition("?")
+        if not sensor.isdecimal():
             msg = f"{redact(text)}: expected a sensor number as in csi://0"
             raise SourceError(msg)
-        return SourceUri(SourceKind.CSI, name=f"csi{rest}", shown=text, address=_CSI_PIPELINE.format(sensor=int(rest)))
+        pipeline = csi_pipeline(int(sensor), _parse_format(text, query, CSI_FORMAT))
+        return SourceUri(SourceKind.CSI, name=f"csi{sensor}", shown=text, address=pipeline)
     msg = f"{redact(text)}: scheme {scheme}:// is not known; give {_KNOWN}"
     raise SourceError(msg)
 
@@ -124,6 +127,14 @@ def _parse_path(text: str, shown: str) -> SourceUri:
         return SourceUri(SourceKind.IMAGES, name=text if is_glob else path.resolve().name, shown=shown, address=text)
     kind = SourceKind.IMAGES if path.suffix.lower() in IMAGE_SUFFIXES else SourceKind.VIDEO
     return SourceUri(kind, name=path.name, shown=shown, address=text)
+
+
+def _parse_format(text: str, query: str, default: PictureFormat) -> PictureFormat:
+    try:
+        return parse_format(query, default)
+    except ValueError as error:
+        msg = f"{redact(text)}: {error}"
+        raise SourceError(msg) from None
 
 
 def _parse_network(text: str, kind: SourceKind) -> SourceUri:
