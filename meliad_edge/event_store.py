@@ -1,13 +1,16 @@
 """What a watch has seen, kept on disk: events, their pictures, what people said of them, what is still to be delivered.
 
-A folder with ``events.sqlite`` and one folder per event. SQLite's write-ahead log with full synchronisation: what was
-committed survives the process and the power, and readers never wait for the writer.
+A folder with ``events.sqlite`` and one folder per event. SQLite's write-ahead log with full synchronisation, and
+pictures that are on the disk before the event that they belong to: what was committed survives the process and the
+power, and readers never wait for the writer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import re
 import shutil
 import sqlite3
@@ -25,11 +28,10 @@ from meliad_edge.errors import DataError, UsageError
 
 DATABASE = "events.sqlite"
 SCHEMA_VERSION = 1
-# State changes kept for destinations that cannot be reached; a day of one change a second.
-_MOST_CHANGES = 86_400
 _BUSY_TIMEOUT_S = 10.0
 # The beginning of 2020. A device without a clock of its own starts in 1970: the age of such events is not known.
 _CLOCK_WAS_SET_S = 1_577_836_800.0
+_PARTIAL = ".partial"
 # What ``events.new_event_id`` gives: nothing else in the folder is ever removed.
 _EVENT_ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{6}")
 _SCHEMA = """
@@ -42,6 +44,7 @@ CREATE INDEX events_by_time ON events (started);
 CREATE TABLE changes (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, event TEXT NOT NULL, record TEXT NOT NULL
 ) STRICT;
+CREATE INDEX changes_by_event ON changes (event);
 CREATE TABLE deliveries (
     destination TEXT PRIMARY KEY, sequence INTEGER NOT NULL, lost INTEGER NOT NULL DEFAULT 0
 ) STRICT;
@@ -63,10 +66,12 @@ class Retention:
     Attributes:
         max_bytes: Of all pictures together.
         max_age_s: Of events that nobody judged.
+        max_changes: State changes kept for destinations that cannot be reached; a day of one change a second.
     """
 
     max_bytes: int = 10 * 2**30
     max_age_s: float = 30 * 86_400.0
+    max_changes: int = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +109,14 @@ class Change:
     Attributes:
         sequence: Grows by at least one from change to change.
         event: Id of the event.
+        before: The record of the change before, of the same event; None when there was none or it is not kept any more.
         record: As sinks write it.
         folder: Where the pictures of the event are; they may be missing.
     """
 
     sequence: int
     event: str
+    before: dict[str, Any] | None
     record: dict[str, Any]
     folder: Path
 
@@ -134,13 +141,18 @@ class EventStore:
         self._clock = clock
         self._connections = threading.local()
         self._has_changed = threading.Condition()
+        self._revision = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._transaction() as database:
                 _create_or_check(database, folder)
         except (OSError, sqlite3.Error) as error:
+            self.close()
             msg = f"{folder}: cannot keep events ({error}); give a folder that can be written"
             raise UsageError(msg) from error
+        except UsageError:
+            self.close()
+            raise
 
     def write(self, record: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Keep one state change with the pictures it brings; all of it or nothing.
@@ -153,47 +165,25 @@ class EventStore:
             OSError, sqlite3.Error: It could not be written, for example because the disk is full.
         """
         event_id = str(record["event"])
-        self.add_files(event_id, files)
         text = strict_json.dumps(dict(record))
-        with self._transaction() as database:
-            database.execute(
-                "INSERT INTO events (id, kind, camera, state, started, last_seen, score, record) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET state = excluded.state, "
-                "last_seen = excluded.last_seen, score = excluded.score, record = excluded.record",
-                (
-                    event_id,
-                    record["kind"],
-                    record["camera"],
-                    record["state"],
-                    record["started_s"],
-                    record["last_seen_s"],
-                    _finite(record["score"]),
-                    text,
-                ),
-            )
-            self._measure(database, event_id)
-            database.execute("INSERT INTO changes (event, record) VALUES (?, ?)", (event_id, text))
-        with self._has_changed:
-            self._has_changed.notify_all()
+        is_new = not self.event_folder(event_id).exists()
+        try:
+            # First, so that no event is ever without the pictures that it came with.
+            self._write_files(event_id, files)
+            self._write_record(event_id, record, text)
+        except BaseException:
+            if is_new:
+                shutil.rmtree(self.event_folder(event_id), ignore_errors=True)
+            raise
+        self.wake()
 
     def add_files(self, event_id: str, files: Mapping[str, bytes]) -> None:
         """Put pictures into the folder of an event, each complete or not at all.
 
         Raises:
-            OSError: They could not be written.
+            OSError, sqlite3.Error: They could not be written.
         """
-        if not files:
-            return
-        folder = self.event_folder(event_id)
-        folder.mkdir(exist_ok=True)
-        for name, content in files.items():
-            partial = folder / f".{name}.partial"
-            try:
-                partial.write_bytes(content)
-                partial.replace(folder / name)
-            except OSError:
-                partial.unlink(missing_ok=True)
-                raise
+        self._write_files(event_id, files)
         with self._transaction() as database:
             self._measure(database, event_id)
 
@@ -216,13 +206,17 @@ class EventStore:
         with self._transaction() as database:
             rows = database.execute("SELECT id, record FROM events WHERE state != 'end'").fetchall()
             for event_id, text in rows:
+                for partial in self.event_folder(event_id).glob(f".*{_PARTIAL}"):
+                    partial.unlink(missing_ok=True)
                 ended = strict_json.dumps({**json.loads(text), "state": "end"})
                 database.execute("UPDATE events SET state = 'end', record = ? WHERE id = ?", (ended, event_id))
+                self._measure(database, event_id)
                 database.execute("INSERT INTO changes (event, record) VALUES (?, ?)", (event_id, ended))
             known = {event_id for (event_id,) in database.execute("SELECT id FROM events")}
         for folder in self.folder.iterdir():
             if _EVENT_ID.fullmatch(folder.name) and folder.name not in known:
                 shutil.rmtree(folder, ignore_errors=True)
+        self.wake()
         return len(rows)
 
     def events(
@@ -291,39 +285,80 @@ class EventStore:
         A destination that is asked for the first time gets what is written from then on. What was pruned before it
         could be delivered is counted in :meth:`lost`.
         """
-        with self._transaction() as database:
-            database.execute(
-                "INSERT OR IGNORE INTO deliveries (destination, sequence) "
-                "VALUES (?, (SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'changes'))",
-                (destination,),
+        database = self._database()
+        row = database.execute("SELECT sequence FROM deliveries WHERE destination = ?", (destination,)).fetchone()
+        if row is None:
+            with self._transaction():
+                database.execute(
+                    "INSERT INTO deliveries (destination, sequence) "
+                    "VALUES (?, (SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'changes')) "
+                    "ON CONFLICT DO NOTHING",
+                    (destination,),
+                )
+            return []
+        rows = database.execute(
+            "SELECT sequence, event, record, "
+            "(SELECT record FROM changes AS earlier WHERE earlier.event = changes.event "
+            "AND earlier.sequence < changes.sequence ORDER BY earlier.sequence DESC LIMIT 1) "
+            "FROM changes WHERE sequence > ? ORDER BY sequence LIMIT ?",
+            (*row, limit),
+        ).fetchall()
+        return [
+            Change(
+                sequence=sequence,
+                event=event_id,
+                before=None if before is None else json.loads(before),
+                record=json.loads(record),
+                folder=self.folder / event_id,
             )
-            (done,) = database.execute(
-                "SELECT sequence FROM deliveries WHERE destination = ?", (destination,)
-            ).fetchone()
-            rows = database.execute(
-                "SELECT sequence, event, record FROM changes WHERE sequence > ? ORDER BY sequence LIMIT ?",
-                (done, limit),
-            ).fetchall()
-        return [Change(number, event, json.loads(text), self.folder / event) for number, event, text in rows]
+            for sequence, event_id, record, before in rows
+        ]
 
     def set_delivered(self, destination: str, sequence: int) -> None:
         """A destination has taken, or refused for good, everything up to a change."""
         with self._transaction() as database:
-            database.execute("UPDATE deliveries SET sequence = ? WHERE destination = ?", (sequence, destination))
+            # Never back: what was pruned meanwhile has been counted as lost.
+            database.execute(
+                "UPDATE deliveries SET sequence = MAX(sequence, ?) WHERE destination = ?", (sequence, destination)
+            )
+
+    def pending(self, destination: str) -> int:
+        """State changes that a destination has yet to take."""
+        (count,) = (
+            self._database()
+            .execute(
+                "SELECT COUNT(*) FROM changes WHERE sequence > (SELECT sequence FROM deliveries WHERE destination = ?)",
+                (destination,),
+            )
+            .fetchone()
+        )
+        return int(count)
 
     def lost(self, destination: str) -> int:
         """State changes that were pruned before a destination had taken them."""
         row = self._database().execute("SELECT lost FROM deliveries WHERE destination = ?", (destination,)).fetchone()
         return 0 if row is None else int(row[0])
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until something was written by this process, or the time is over."""
+    @property
+    def revision(self) -> int:
+        """Grows with every :meth:`write` and :meth:`wake` of this process."""
+        return self._revision
+
+    def wait(self, timeout_s: float, *, since: int | None = None) -> None:
+        """Wait until something was written by this process, or the time is over.
+
+        Args:
+            timeout_s: Longest wait.
+            since: A :attr:`revision` that was read before looking: what was written since ends the wait at once.
+        """
         with self._has_changed:
-            self._has_changed.wait(timeout_s)
+            seen = self._revision if since is None else since
+            self._has_changed.wait_for(lambda: self._revision != seen, timeout_s)
 
     def wake(self) -> None:
         """Let go of every :meth:`wait`."""
         with self._has_changed:
+            self._revision += 1
             self._has_changed.notify_all()
 
     def prune(self) -> int:
@@ -346,7 +381,7 @@ class EventStore:
                 database.execute("DELETE FROM events WHERE id = ?", (event_id,))
                 removed.append(event_id)
                 kept -= size
-            self._prune_changes(database)
+            _prune_changes(database, limits.max_changes)
         for event_id in removed:
             shutil.rmtree(self.folder / event_id, ignore_errors=True)
         return len(removed)
@@ -358,18 +393,54 @@ class EventStore:
             database.close()
             del self._connections.database
 
-    def _prune_changes(self, database: sqlite3.Connection) -> None:
-        (newest,) = database.execute("SELECT COALESCE(MAX(sequence), 0) FROM changes").fetchone()
-        oldest = newest - _MOST_CHANGES
-        database.execute(
-            "UPDATE deliveries SET lost = lost + :oldest - sequence, sequence = :oldest WHERE sequence < :oldest",
-            {"oldest": oldest},
-        )
-        database.execute("DELETE FROM changes WHERE sequence <= ?", (oldest,))
+    def _write_files(self, event_id: str, files: Mapping[str, bytes]) -> None:
+        if not files:
+            return
+        folder = self.event_folder(event_id)
+        folder.mkdir(exist_ok=True)
+        partials = {folder / f".{name}{_PARTIAL}": folder / name for name in files}
+        try:
+            for partial, content in zip(partials, files.values(), strict=True):
+                with partial.open("wb") as opened:
+                    opened.write(content)
+                    opened.flush()
+                    os.fsync(opened.fileno())
+            # Once all are there, so that a full disk never leaves the new picture beside the old frame.
+            for partial, file in partials.items():
+                partial.replace(file)
+        except OSError:
+            for partial in partials:
+                partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(folder)
+        _sync_folder(self.folder)
+
+    def _write_record(self, event_id: str, record: Mapping[str, Any], text: str) -> None:
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO events (id, kind, camera, state, started, last_seen, score, record) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET state = excluded.state, "
+                "last_seen = excluded.last_seen, score = excluded.score, record = excluded.record",
+                (
+                    event_id,
+                    record["kind"],
+                    record["camera"],
+                    record["state"],
+                    record["started_s"],
+                    record["last_seen_s"],
+                    _finite(record["score"]),
+                    text,
+                ),
+            )
+            self._measure(database, event_id)
+            database.execute("INSERT INTO changes (event, record) VALUES (?, ?)", (event_id, text))
 
     def _measure(self, database: sqlite3.Connection, event_id: str) -> None:
         folder = self.event_folder(event_id)
-        size = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
+        size = 0
+        for file in folder.iterdir() if folder.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):  # Another thread has completed it.
+                size += file.stat().st_size
         database.execute("UPDATE events SET bytes = ? WHERE id = ?", (size, event_id))
 
     def _stored(self, row: Sequence[Any]) -> StoredEvent:
@@ -395,8 +466,12 @@ class EventStore:
             database = sqlite3.connect(
                 self.folder / DATABASE, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
+            try:
+                _keep_log_ahead(database)
+                database.execute("PRAGMA synchronous = FULL")
+            except sqlite3.Error:
+                database.close()
+                raise
             self._connections.database = database
         return database
 
@@ -414,6 +489,19 @@ class EventStore:
             raise
 
 
+def _keep_log_ahead(database: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log; where another process is just doing that, SQLite by itself does not wait."""
+    until_s = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until_s:
+                raise
+            time.sleep(0.01)
+
+
 def _create_or_check(database: sqlite3.Connection, folder: Path) -> None:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if version == 0:
@@ -425,6 +513,27 @@ def _create_or_check(database: sqlite3.Connection, folder: Path) -> None:
         raise UsageError(msg)
 
 
+def _prune_changes(database: sqlite3.Connection, most: int) -> None:
+    (newest,) = database.execute("SELECT COALESCE(MAX(sequence), 0) FROM changes").fetchone()
+    oldest = newest - most
+    database.execute(
+        "UPDATE deliveries SET lost = lost + :oldest - sequence, sequence = :oldest WHERE sequence < :oldest",
+        {"oldest": oldest},
+    )
+    database.execute("DELETE FROM changes WHERE sequence <= ?", (oldest,))
+
+
 def _finite(score: Any) -> float | None:
-    """SQLite stores NaN as NULL; so do we, by intention."""
-    return float(score) if isinstance(score, (int, float)) and score == score else None
+    """A score that is not a finite number is null, in the database as in the record."""
+    return float(score) if isinstance(score, (int, float)) and math.isfinite(score) else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make what was created or renamed in a folder survive the power."""
+    if os.name == "nt":  # Cannot open a folder.
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

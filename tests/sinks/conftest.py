@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from meliad_edge.event_store import EventStore
+from meliad_edge.events import Event, EventKind, EventState, Moment
+from meliad_edge.exemplars import Exemplar
+from meliad_edge.runtime.predictor import Prediction, Region, StageTimes
+from meliad_edge.sinks.record import event_record
+from meliad_edge.stream.frames import Frame
+
+BEGUN_S = 1_790_000_000.0
+CRACK = Exemplar("crack", "exp3_num_77744.jpg", 0, 0, 8, 8, np.zeros((48, 48, 3), np.uint8))
+
+MakeEvent = Callable[..., Event]
+WriteChange = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def make_event() -> MakeEvent:
+    """A state change; number, camera, peak frame, score, kind and condition as wanted."""
+
+    def make(
+        state: EventState = EventState.NEW,
+        *,
+        number: int = 1,
+        camera: str = "line 3/belt.mp4",
+        peak_frame: int = 12,
+        score: float = 1.92,
+        kind: EventKind = EventKind.ANOMALY,
+        condition: str = "",
+        picture: bool = True,
+    ) -> Event:
+        regions = (Region(412, 233, 58, 40, 1.92, resembles=CRACK), Region(3, 4, 5, 6, 1.0))
+        frame = Frame(camera, peak_frame, 12.0, np.full((360, 640, 3), peak_frame, np.uint8), 0.001, BEGUN_S)
+        prediction = Prediction(score, 0.83, np.zeros((4, 4), np.float32), regions, StageTimes(0, 0, 0))
+        return Event(
+            id=f"20260921T141320.000Z-{number:06x}",
+            kind=kind,
+            state=state,
+            camera=camera,
+            source=camera,
+            started=Moment(10.0, BEGUN_S + number),
+            last_seen=Moment(12.0, BEGUN_S + number + 2.0),
+            first_frame=10,
+            last_frame=peak_frame,
+            frame=frame if picture else None,
+            prediction=prediction if kind is EventKind.ANOMALY else None,
+            condition=condition,
+        )
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[EventStore]:
+    store = EventStore(tmp_path / "events", clock=lambda: BEGUN_S)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def write_change(store: EventStore, make_event: MakeEvent) -> WriteChange:
+    """Write a state change into the store and return its record."""
+
+    def write(*arguments: Any, files: dict[str, bytes] | None = None, **options: Any) -> dict[str, Any]:
+        record = event_record(make_event(*arguments, **options))
+        if files:
+            record["picture"] = f"{record['event']}/picture.jpg"
+        store.write(record, files or {})
+        return record
+
+    return write
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Wait for what another thread or process does; the time is for a busy machine, not for the test."""
+
+    def wait(condition: Callable[[], Any], *, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+            time.sleep(0.01)
+
+    return wait

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from meliad_edge.sinks.sink import QueuedSink, UnavailableError
+
+
+class MemorySink:
+    """Keeps numbers; refuses 13, and is not there for 5 as often as is said."""
+
+    name = "memory"
+
+    def __init__(self, *, absences: int = 0) -> None:
+        self.taken: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.absences = absences
+        self.is_closed = False
+
+    def publish(self, message: int) -> None:
+        self.gate.wait(10)
+        if message == 13:
+            msg = "no such number"
+            raise ValueError(msg)
+        if message == 5 and self.absences > 0:
+            self.absences -= 1
+            msg = "disk full"
+            raise UnavailableError(msg)
+        self.taken.append(message)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_everything_is_delivered_in_order_before_it_closes() -> None:
+    sink = MemorySink()
+    queued = QueuedSink(sink)
+    for number in range(1, 11):
+        queued.publish(number)
+    queued.close()
+    assert sink.taken == list(range(1, 11))
+    assert sink.is_closed
+    assert (queued.published, queued.delivered, queued.overflowed, queued.failed) == (10, 10, 0, 0)
+
+
+def test_a_stuck_sink_never_holds_up_the_publisher_and_the_loss_is_counted() -> None:
+    sink = MemorySink()
+    sink.gate.clear()
+    queued = QueuedSink(sink, capacity=4)
+    for number in range(20, 40):
+        queued.publish(number)  # Would never come back if it waited.
+    assert queued.overflowed >= 15
+    sink.gate.set()
+    queued.close()
+    assert queued.delivered + queued.overflowed == queued.published == 20
+
+
+def test_closing_gives_up_on_a_sink_that_hangs() -> None:
+    sink = MemorySink()
+    sink.gate.clear()
+    queued = QueuedSink(sink, capacity=1)
+    for number in range(20, 23):
+        queued.publish(number)
+    queued.close(timeout_s=0.05)
+    assert queued.delivered == 0
+    sink.gate.set()
+
+
+def test_a_failing_sink_goes_on_with_the_next_message(caplog: pytest.LogCaptureFixture) -> None:
+    sink = MemorySink()
+    queued = QueuedSink(sink)
+    for number in (12, 13, 14):
+        queued.publish(number)
+    queued.close()
+    assert sink.taken == [12, 14]
+    assert queued.failed == 1
+    assert "sink memory: ValueError: no such number" in caplog.text
+
+
+def test_what_cannot_be_taken_now_is_offered_again_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    sink = MemorySink(absences=3)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return False
+
+    queued = QueuedSink(sink, wait=wait)
+    for number in (4, 5, 6):
+        queued.publish(number)
+    queued.close()
+    assert sink.taken == [4, 5, 6]
+    assert len(waits) == 3
+    assert (queued.delivered, queued.failed) == (3, 0)
+    assert caplog.text.count("disk full") == 1
