@@ -325,7 +325,7 @@ class _Link:
         self._address = address
         self._timeout_s = timeout_s
         self._clock = clock
-        self._welcome: ReasonCode | None = None
+        self._is_welcome = False
         self._end = "the broker closed the connection"
         self._answers: dict[int, ReasonCode] = {}
         self._client = Client(
@@ -348,10 +348,7 @@ class _Link:
             DeliveryError, OSError: The broker cannot be reached, or refuses us.
         """
         self._client.connect(self._address.host, self._address.port, keepalive=_KEEP_ALIVE_S)
-        self._turn_until(lambda: self._welcome is not None)
-        if self._welcome is not None and self._welcome.is_failure:
-            msg = f"the broker refuses the connection ({self._welcome})"
-            raise DeliveryError(msg)
+        self._turn_until(lambda: self._is_welcome)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Publish with QoS 1 and wait for the acknowledgement.
@@ -378,7 +375,8 @@ class _Link:
         Raises:
             DeliveryError: It is lost.
         """
-        if self._client.loop(longest_s) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+        # A goodbye of the broker leaves no socket and is no error.
+        if self._client.loop(longest_s) != MQTTErrorCode.MQTT_ERR_SUCCESS or self._client.socket() is None:
             raise DeliveryError(self._end)
 
     def disconnect(self) -> None:
@@ -405,7 +403,10 @@ class _Link:
     def _on_connect(
         self, client: Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        self._welcome = reason
+        if reason.is_failure:
+            self._end = f"the broker refuses the connection ({reason})"
+            return
+        self._is_welcome = True
         largest = getattr(properties, "MaximumPacketSize", None)
         if largest is not None:
             self.largest_bytes = largest - _OVERHEAD_BYTES

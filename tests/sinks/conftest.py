@@ -118,12 +118,9 @@ def make_certificate(tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
             .sign(key, hashes.SHA256())
         )
         certificate_file, key_file = tmp_path / f"{host}.crt", tmp_path / f"{host}.key"
-        certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        key_file.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
+        pem = serialization.Encoding.PEM
+        certificate_file.write_bytes(certificate.public_bytes(pem))
+        key_file.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
         return certificate_file, key_file
 
     return make
