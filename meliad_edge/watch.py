@@ -13,6 +13,8 @@ from meliad_edge.monitor.board import Board
 from meliad_edge.runtime.batching import measure_batch_size
 from meliad_edge.runtime.predictor import Predictor
 from meliad_edge.sinks.clips import Clip, ClipRecorder, ClipSink
+from meliad_edge.sinks.delivery import Delivery, DeliveryStatus, Destination
+from meliad_edge.sinks.destinations import MqttAddress, WebhookAddress, open_destination
 from meliad_edge.sinks.folder import FolderSink
 from meliad_edge.sinks.sink import QueuedSink, Sink
 from meliad_edge.stream.credentials import Credentials, find_credentials, with_credentials
@@ -61,6 +63,7 @@ class Watch:
         predictor: Decides on frames.
         cameras: What is watched.
         store: Where events are kept; None keeps none.
+        destinations: Where events are delivered from the store.
         sinks: Further places where events go.
         on_notice: Takes the name of a source and a fact about it.
         on_failure: Takes the name of a source that is given up, and why.
@@ -73,6 +76,7 @@ class Watch:
         cameras: Sequence[Camera],
         *,
         store: EventStore | None = None,
+        destinations: Sequence[WebhookAddress | MqttAddress] = (),
         sinks: Sequence[Sink[Event]] = (),
         on_notice: Callable[[str, str], None],
         on_failure: Callable[[str, MeliadError], None],
@@ -84,9 +88,13 @@ class Watch:
         self._on_decision = on_decision
         self._open = ExitStack()
         self.sinks: list[QueuedSink[Event]] = []
+        self.deliveries: list[Delivery] = []
+        self.delivery_statuses: list[DeliveryStatus] = []  # As they stood when all was closed.
         self._clips: ClipRecorder | None = None
         if store is not None:
             store.end_interrupted()
+            for address in destinations:
+                self._add_delivery(store, open_destination(address, self.board.cameras))
             self._add_sink(FolderSink(store, predictor.bundle.calibration.colour_range))
             clips: QueuedSink[Clip] = QueuedSink(ClipSink(store))
             self._open.callback(clips.close)
@@ -111,6 +119,9 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+        self.delivery_statuses = [delivery.status for delivery in self.deliveries]
+        if self.store is not None:
+            self.store.close()
 
     def run(self, *, max_frames: int | None = None) -> None:
         """Watch until every source is finished, ``max_frames`` were scored, or an exception such as Ctrl-C."""
@@ -119,6 +130,11 @@ class Watch:
     def summary(self) -> WatchSummary:
         """Counters and latencies so far."""
         return self.watcher.summary()
+
+    def _add_delivery(self, store: EventStore, destination: Destination) -> None:
+        delivery = Delivery(store, destination)
+        self._open.callback(delivery.close)
+        self.deliveries.append(delivery)
 
     def _add_sink(self, sink: Sink[Event]) -> None:
         queued = QueuedSink(sink)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from meliad_edge.errors import MeliadError
     from meliad_edge.event_store import EventStore
     from meliad_edge.events import Event
+    from meliad_edge.sinks.delivery import DeliveryStatus
+    from meliad_edge.sinks.destinations import MqttAddress, WebhookAddress
     from meliad_edge.sinks.sink import QueuedSink
     from meliad_edge.stream.reader import Reader
     from meliad_edge.stream.watch_config import CameraConfig
@@ -45,7 +47,12 @@ def command(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with the pictures that arrive in a folder.")] = False,
     out: Annotated[
-        str | None, typer.Option(metavar="URI", help="Folder that keeps the events, with pictures of each.")
+        list[str] | None,
+        typer.Option(
+            metavar="URI",
+            help="Folder that keeps the events; also mqtt:// and https:// to deliver them from there. May be repeated.",
+            show_default=False,
+        ),
     ] = None,
     keep_days: Annotated[float, typer.Option(min=0.0, help="Remove events nobody judged when they are older.")] = 30.0,
     keep_gb: Annotated[float, typer.Option(min=0.0, help="Remove the oldest beyond so many gigabytes.")] = 10.0,
@@ -71,7 +78,7 @@ def command(
     predictor = load_predictor(model, precision=precision, engine=engine, threads=threads)
     if (own := threshold_file(model)).exists():
         say("threshold", f"{predictor.bundle.calibration.threshold:.3f}, set on this device in {own}")
-    store = None if out is None else _open_store(out, keep_days, keep_gb)
+    store, destinations = _open_outputs(out or [], keep_days, keep_gb)
     failures: list[MeliadError] = []
 
     def give_up(name: str, error: MeliadError) -> None:
@@ -90,6 +97,7 @@ def command(
                 predictor,
                 cameras,
                 store=store,
+                destinations=destinations,
                 sinks=[lines],
                 on_notice=_say_about,
                 on_failure=give_up,
@@ -98,12 +106,14 @@ def command(
         )
         with _interruptible():
             watch.run(max_frames=max_frames)
+    deliveries = watch.delivery_statuses
     summary = watch.summary()
     if len(failures) == len(configs) and not summary.frames.scored:
         raise failures[0]
     _say_losses(watch.sinks)
+    _say_deliveries(deliveries)
     if json:
-        print_json(_summary_record(summary, predictor.engine.name, watch.sinks))
+        print_json(_summary_record(summary, predictor.engine.name, watch.sinks, deliveries))
     else:
         _say_summary(summary, predictor.engine.name)
     if len(failures) == len(configs):
@@ -125,13 +135,26 @@ def _camera_configs(file: Path | None, sources: list[str], window: str, follow: 
     return cameras
 
 
-def _open_store(out: str, keep_days: float, keep_gb: float) -> EventStore:
+def _open_outputs(
+    out: list[str], keep_days: float, keep_gb: float
+) -> tuple[EventStore | None, list[WebhookAddress | MqttAddress]]:
+    from meliad_edge.errors import UsageError
     from meliad_edge.event_store import EventStore, Retention
-    from meliad_edge.sinks.destinations import parse_folder
+    from meliad_edge.sinks.destinations import parse_destination
 
-    return EventStore(
-        parse_folder(out), retention=Retention(max_bytes=round(1e9 * keep_gb), max_age_s=86_400.0 * keep_days)
-    )
+    outputs = [parse_destination(text) for text in out]
+    folders = [output for output in outputs if isinstance(output, Path)]
+    destinations = [output for output in outputs if not isinstance(output, Path)]
+    if len(folders) > 1:
+        msg = f"--out {folders[0]} and {folders[1]}: events are kept in one folder; name one"
+        raise UsageError(msg)
+    if not folders:
+        if destinations:
+            msg = "--out: what cannot be delivered must be kept; name a folder beside it, --out events"
+            raise UsageError(msg)
+        return None, []
+    retention = Retention(max_bytes=round(1e9 * keep_gb), max_age_s=86_400.0 * keep_days)
+    return EventStore(folders[0], retention=retention), destinations
 
 
 @contextmanager
@@ -198,6 +221,16 @@ def _say_losses(sinks: Sequence[QueuedSink[Event]]) -> None:
             )
 
 
+def _say_deliveries(deliveries: Sequence[DeliveryStatus]) -> None:
+    for delivery in deliveries:
+        text = f"{delivery.name}: {delivery.delivered} delivered"
+        if delivery.pending:
+            text += f", {delivery.pending} kept for the next start ({delivery.last_error or 'no time left'})"
+        if delivery.rejected or delivery.lost:
+            text += f", {delivery.rejected} refused, {delivery.lost} lost"
+        say("delivery", text)
+
+
 def _say_summary(summary: WatchSummary, engine: str) -> None:
     frames = summary.frames
     say(
@@ -222,7 +255,9 @@ def _say_summary(summary: WatchSummary, engine: str) -> None:
     say("throughput", f"{summary.throughput_fps:.1f} frames/s")
 
 
-def _summary_record(summary: WatchSummary, engine: str, sinks: Sequence[QueuedSink[Event]]) -> dict[str, Any]:
+def _summary_record(
+    summary: WatchSummary, engine: str, sinks: Sequence[QueuedSink[Event]], deliveries: Sequence[DeliveryStatus]
+) -> dict[str, Any]:
     return {
         "type": "summary",
         "engine": engine,
@@ -246,6 +281,7 @@ def _summary_record(summary: WatchSummary, engine: str, sinks: Sequence[QueuedSi
             {"name": sink.name, "published": sink.published, "overflowed": sink.overflowed, "failed": sink.failed}
             for sink in sinks
         ],
+        "deliveries": [asdict(delivery) for delivery in deliveries],
     }
 
 

@@ -21,6 +21,7 @@ _LONGEST_DELAY_S = 30.0
 # A destination may ask for more patience than a failure costs, within reason.
 _LONGEST_RETRY_AFTER_S = 600.0
 # For a thread that was told to give up, to close its connections.
+_LAST_TRY_S = 1.0
 _FAREWELL_S = 2.0
 
 
@@ -147,10 +148,15 @@ class Delivery:
         )
 
     def close(self, *, timeout_s: float = 10.0) -> None:
-        """Deliver what is waiting, or give up after the time: what is left stays in the store for the next start."""
+        """Deliver what is waiting, or give up after the time, sooner on a destination that cannot be reached.
+
+        What is left stays in the store for the next start.
+        """
         self._closing.set()
         self._store.wake()
-        self._thread.join(timeout_s)
+        self._thread.join(min(_LAST_TRY_S, timeout_s))
+        if self._is_up:
+            self._thread.join(max(0.0, timeout_s - _LAST_TRY_S))
         self._giving_up.set()
         self._thread.join(_FAREWELL_S)
 
