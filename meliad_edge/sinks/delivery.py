@@ -232,5 +232,11 @@ class Delivery:
 
 
 def _describe(error: Exception) -> str:
-    is_ours = isinstance(error, (DeliveryError, RejectedError))
-    return redact(" ".join((str(error) if is_ours else f"{type(error).__name__}: {error}").split()))
+    """One line without credentials; the type where the text alone says little."""
+    if isinstance(error, OSError):
+        text = str(error.strerror or error or type(error).__name__)
+    elif isinstance(error, (DeliveryError, RejectedError)):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return redact(" ".join(text.split()))

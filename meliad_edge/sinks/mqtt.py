@@ -33,8 +33,9 @@ _TIMEOUT_S = 10.0
 # A device without power is offline for the broker after one and a half times this.
 _KEEP_ALIVE_S = 30
 _LARGEST_SNAPSHOT_BYTES = 2 * 2**20
-# What topic, length and properties add to a payload, generously.
-_OVERHEAD_BYTES = 1024
+# What a packet holds besides topic and payload, at most: type, lengths, number, no properties.
+_HEAD_BYTES = 16
+_LARGEST_PACKET_BYTES = 2**28
 _DISCOVERY_PREFIX = "homeassistant"
 _NOT_ALLOWED = 0x87
 # Topic name invalid, packet too large, payload format invalid: the same message has no better chance later.
@@ -89,6 +90,7 @@ class MqttDestination:
         self._clock = clock
         self._link: _Link | None = None
         self._published: dict[str, str] = {}  # Retained values by topic, over this link.
+        self._may_announce = True
 
     def keep_up(self) -> None:
         """Connect, or answer for the connection.
@@ -113,7 +115,8 @@ class MqttDestination:
             camera.take(change)
             message = {"type": record["state"], "before": change.before, "after": record}
             link.publish(f"{self._address.prefix}/events", strict_json.dumps(message).encode(), retain=False)
-            self._publish_state(link, record["camera"], has_new_picture=record["state"] != "update")
+            has_new_picture = record["kind"] == "anomaly" and record["state"] != "update"
+            self._publish_state(link, record["camera"], has_new_picture=has_new_picture)
 
     def close(self) -> None:
         """Say ``offline`` and disconnect."""
@@ -137,6 +140,9 @@ class MqttDestination:
                 for camera in self._cameras:
                     self._publish_state(link, camera, has_new_picture=True)
                 link.publish(self._available, b"online", retain=True)
+            except RejectedError as error:  # Of how the cameras stand; no event must be given up for it.
+                link.close()
+                raise DeliveryError(str(error)) from error
             except BaseException:
                 link.close()
                 raise
@@ -166,17 +172,21 @@ class MqttDestination:
 
     def _announce(self, link: _Link) -> None:
         """Home Assistant's MQTT discovery; a broker that reserves it for others does not keep events from coming."""
+        if not self._may_announce:
+            return
         try:
             for camera in self._announced:
                 for topic, config in self._topics.discovery(camera, self._available):
                     link.publish(topic, strict_json.dumps(config).encode(), retain=True)
-        except _NotAllowedError as error:
+        except (_NotAllowedError, RejectedError) as error:
+            self._may_announce = False
             _logger.warning("%s: cameras are not announced to Home Assistant: %s", self.name, error)
 
     def _publish_state(self, link: _Link, camera: str, *, has_new_picture: bool) -> None:
         state = self._cameras[camera]
-        if has_new_picture and (snapshot := state.read_snapshot(link.largest_bytes)) is not None:
-            link.publish(self._topics.topic(camera, "snapshot"), snapshot, retain=True)
+        if has_new_picture and (snapshot := state.read_snapshot()) is not None:
+            with contextlib.suppress(RejectedError):  # A picture too large must not keep a lamp from going on.
+                link.publish(self._topics.topic(camera, "snapshot"), snapshot, retain=True)
         for level, value in state.values().items():
             topic = self._topics.topic(camera, level)
             if self._published.get(topic) != value:
@@ -207,7 +217,8 @@ class _CameraState:
         else:
             events[change.event] = record["condition"]
         if record["kind"] == "anomaly":
-            self.score = str(record["score"])  # Home Assistant knows "None".
+            score = record["score"]
+            self.score = "None" if score is None else f"{score:.6g}"  # Home Assistant takes "None" for not known.
             if picture := record.get("picture"):
                 self.snapshot = change.folder / Path(picture).name
 
@@ -220,12 +231,12 @@ class _CameraState:
         }
         return values if self.score is None else {"score": self.score, **values}
 
-    def read_snapshot(self, largest_bytes: int) -> bytes | None:
-        """The picture, or None where there is none, not any more, or it is too large."""
+    def read_snapshot(self) -> bytes | None:
+        """The picture, or None where there is none, not any more, or it is too large to be sent around."""
         if self.snapshot is None:
             return None
         try:
-            if self.snapshot.stat().st_size > min(largest_bytes, _LARGEST_SNAPSHOT_BYTES):
+            if self.snapshot.stat().st_size > _LARGEST_SNAPSHOT_BYTES:
                 return None
             return self.snapshot.read_bytes()
         except OSError:  # Pruned meanwhile; what the broker does must not be mixed up with it.
@@ -315,18 +326,18 @@ class _Link:
         clock: Monotonic seconds.
 
     Attributes:
-        largest_bytes: Largest payload that the broker takes.
+        largest_packet_bytes: Largest packet that the broker takes.
     """
 
     def __init__(
         self, address: MqttAddress, client_id: str, available: str, timeout_s: float, clock: Callable[[], float]
     ) -> None:
-        self.largest_bytes = 2**28 - 1 - _OVERHEAD_BYTES
+        self.largest_packet_bytes = _LARGEST_PACKET_BYTES
         self._address = address
         self._timeout_s = timeout_s
         self._clock = clock
         self._is_welcome = False
-        self._end = "the broker closed the connection"
+        self._end = "the connection to the broker is lost"
         self._answers: dict[int, ReasonCode] = {}
         self._client = Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5, reconnect_on_failure=False
@@ -357,8 +368,8 @@ class _Link:
             DeliveryError: It does not come, or says no.
             RejectedError: It says that it always will.
         """
-        if len(payload) > self.largest_bytes:
-            msg = f"{len(payload)} bytes for {topic}, and the broker takes {self.largest_bytes}"
+        if len(topic.encode()) + len(payload) + _HEAD_BYTES > self.largest_packet_bytes:
+            msg = f"{len(payload)} bytes for {topic}, and the broker takes {self.largest_packet_bytes} in all"
             raise RejectedError(msg)
         message = self._client.publish(topic, payload, qos=1, retain=retain)
         self._turn_until(lambda: message.mid in self._answers)
@@ -407,9 +418,7 @@ class _Link:
             self._end = f"the broker refuses the connection ({reason})"
             return
         self._is_welcome = True
-        largest = getattr(properties, "MaximumPacketSize", None)
-        if largest is not None:
-            self.largest_bytes = largest - _OVERHEAD_BYTES
+        self.largest_packet_bytes = getattr(properties, "MaximumPacketSize", _LARGEST_PACKET_BYTES)
 
     def _on_publish(self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
         self._answers[mid] = reason

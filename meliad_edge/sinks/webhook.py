@@ -83,7 +83,7 @@ class WebhookDestination:
             with answer:
                 self._refuse(answer.code, answer.headers.get("Retry-After"))
         except urllib.error.URLError as error:
-            msg = f"no answer ({error.reason})"
+            msg = f"no answer ({getattr(error.reason, 'strerror', None) or error.reason})"
             raise DeliveryError(msg) from error
         except (OSError, http.client.HTTPException) as error:
             msg = f"no answer ({error or type(error).__name__})"
