@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from meliad_edge.errors import MeliadError
 from meliad_edge.event_store import EventStore
@@ -24,6 +25,7 @@ from meliad_edge.stream.watch_config import CameraConfig
 from meliad_edge.stream.watcher import Camera, Decision, Watcher, WatchSummary
 
 _LARGEST_BATCH = 8
+_LOOK_EVERY_S = 1.0
 
 
 def open_cameras(
@@ -87,6 +89,8 @@ class Watch:
         self._on_notice = on_notice
         self._on_decision = on_decision
         self._open = ExitStack()
+        path = predictor.bundle.path
+        self._model_file = _ModelFile(path, lambda notice: on_notice(path.name, notice))
         self.sinks: list[QueuedSink[Event]] = []
         self.deliveries: list[Delivery] = []
         self.delivery_statuses: list[DeliveryStatus] = []  # As they stood when all was closed.
@@ -149,6 +153,7 @@ class Watch:
         self.board.record_event(event)
 
     def _take_decision(self, decision: Decision) -> None:
+        self._model_file.look(decision.frame.captured_s)
         if self._clips is not None:
             self._clips.record_decision(decision)
         self.board.record_decision(decision)
@@ -157,6 +162,33 @@ class Watch:
     def _take_notice(self, camera: str, notice: str) -> None:
         self.board.record_notice(camera, notice)
         self._on_notice(camera, notice)
+
+
+class _ModelFile:
+    """Says once that the file of the model is not the one that was opened any more."""
+
+    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+        self._path = path
+        self._tell = tell
+        self._opened = self._state()
+        self._looked_s = 0.0
+        self._is_told = False
+
+    def look(self, now_s: float) -> None:
+        """Look, if that was not done just now."""
+        if self._is_told or now_s - self._looked_s < _LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        if self._state() != self._opened:
+            self._is_told = True
+            self._tell("was replaced; this watch goes on with the model that it opened, restart it to use the new one")
+
+    def _state(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
 
 def _open_camera(source: SourceUri, config: CameraConfig, secrets: Mapping[str, Credentials]) -> Camera:

@@ -7,8 +7,11 @@ its age, and a frame that nobody filmed cannot be read.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -310,20 +314,44 @@ def test_a_model_that_is_slower_than_the_camera_sees_the_newest_picture(network:
 
 
 CLI = "from meliad_edge.cli import main; main()"
-"""The verb in a process of its own."""
 
 
-@contextlib.contextmanager
-def watch_process(*arguments: object, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLI, "watch", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+class WatchProcess:
+    """The verb in a process of its own; what it says is kept."""
+
+    def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLI, "watch", *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(iter(self.process.stdout.readline, ""))
+
+    def says(self, text: str) -> bool:
+        return any(text in line for line in self.lines)
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> int:
+        """As Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(30)
+
+    def __enter__(self) -> WatchProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reading.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 def _fake_time_library() -> str:
@@ -345,7 +373,7 @@ def test_a_clock_that_is_set_while_it_watches(network: Network, bundle: Path, tm
         "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
     }  # fmt: skip
     folder = tmp_path / "out"
-    with watch_process(bundle, network.url, "--out", folder, "--window", "1/1", environment=environment) as process:
+    with WatchProcess(bundle, network.url, "--out", folder, "--window", "1/1", environment=environment) as watch:
         wait_until(lambda: (folder / "events.sqlite").exists())
         store = EventStore(folder)
         wait_until(lambda: bool(store.events()), 60)
@@ -353,17 +381,128 @@ def test_a_clock_that_is_set_while_it_watches(network: Network, bundle: Path, tm
         for offset in ("+7d", "-3d"):
             clock.write_text(offset)
             time.sleep(2.0)
-            assert process.poll() is None
+            assert watch.is_running()
         network.kill_camera()
-        wait_until(lambda: store.events(kind="anomaly")[-1].state == "end" or process.poll() is not None, 30)
-        process.send_signal(2)
-        assert process.wait(30) == 0
+        wait_until(lambda: store.events(kind="anomaly")[-1].state == "end" or not watch.is_running(), 30)
+        assert watch.end() == 0
     events = store.events(kind="anomaly")
     assert [event.id for event in events] == [before.id]
     assert events[0].started_s == before.started_s
     record = events[0].record
     # By the monotonic clock: some seconds, whatever the other one was set to.
     assert 3.0 < record["duration_s"] < 60.0
+
+
+def drop_picture(inbox: Path, name: str, level: int = 200) -> None:
+    """Put a picture into a folder that is followed."""
+    cv2.imwrite(str(inbox / name), np.full((64, 64, 3), level, np.uint8))
+
+
+def test_a_full_disk_costs_no_event(bundle: Path, tmp_path: Path) -> None:
+    from meliad_edge.event_store import EventStore
+
+    disk, inbox = tmp_path / "disk", tmp_path / "inbox"
+    disk.mkdir()
+    inbox.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk]).returncode:
+        pytest.skip("needs root to mount a small disk")
+    try:
+        with WatchProcess(bundle, inbox, "--follow", "--out", disk / "events") as watch:
+            drop_picture(inbox, "0.png")
+            wait_until(lambda: watch.says("ANOMALY"))
+            store = EventStore(disk / "events")
+            wait_until(lambda: [event.state for event in store.events()] == ["end"])
+            with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
+                while True:
+                    ballast.write(bytes(4096))
+            for number in (1, 2, 3):
+                drop_picture(inbox, f"{number}.png")
+            wait_until(lambda: watch.says("3.png") and watch.says("cannot write"))
+            assert len(store.events()) == 1
+            (disk / "ballast").unlink()
+            wait_until(lambda: [event.state for event in store.events()] == ["end"] * 4)
+            assert watch.end() == 0
+        assert all((event.folder / "frame.png").stat().st_size > 0 for event in store.events())
+        assert not watch.says("lost")
+        store.close()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_model_file_that_is_replaced_is_said_and_changes_nothing(bundle: Path, tmp_path: Path) -> None:
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    with WatchProcess(bundle, inbox, "--follow") as watch:
+        drop_picture(inbox, "0.png")
+        wait_until(lambda: watch.says("0.png"))
+        partial = bundle.with_suffix(".partial")
+        partial.write_bytes(b"another model")
+        partial.replace(bundle)
+        for number in count(1):
+            drop_picture(inbox, f"{number}.png")
+            wait_until(lambda number=number: watch.says(f"{number}.png"))  # type: ignore[misc]
+            if watch.says("was replaced; this watch goes on with the model"):
+                break
+            assert number < 40
+        bundle.unlink()
+        drop_picture(inbox, "last.png")
+        wait_until(lambda: watch.says("last.png"))
+        assert sum("was replaced" in line for line in watch.lines) == 1
+        assert watch.end() == 0
+
+
+def test_a_broker_that_is_down_and_back_gets_every_event_in_order(bundle: Path, tmp_path: Path) -> None:
+    mosquitto = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    mqtt = pytest.importorskip("paho.mqtt.client")
+    if mosquitto is None:
+        pytest.skip("needs mosquitto")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    inbox, received = tmp_path / "inbox", []
+    inbox.mkdir()
+
+    def start_broker() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([mosquitto, "-p", str(port)], stderr=subprocess.DEVNULL)
+
+    def listen() -> Any:
+        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        client.on_message = lambda client, data, message: received.append(json.loads(message.payload))
+        client.on_connect = lambda client, *_: client.subscribe("line/events", qos=1)
+        wait_until(lambda: _connects(client, port))
+        client.loop_start()
+        return client
+
+    broker = start_broker()
+    client = listen()
+    try:
+        out = ("--out", tmp_path / "events", "--out", f"mqtt://127.0.0.1:{port}/line")
+        with WatchProcess(bundle, inbox, "--follow", *out) as watch:
+            drop_picture(inbox, "0.png")
+            wait_until(lambda: len(received) == 2)
+            broker.kill()
+            broker.wait()
+            client.loop_stop()
+            for number in (1, 2):
+                drop_picture(inbox, f"{number}.png")
+            wait_until(lambda: watch.says("2.png"))
+            broker = start_broker()
+            client = listen()
+            wait_until(lambda: len(received) == 6, 90)
+            assert watch.end() == 0
+    finally:
+        client.loop_stop()
+        broker.kill()
+        broker.wait()
+    told = [(message["after"]["source"], message["type"]) for message in received]
+    assert told == [(f"{number}.png", state) for number in (0, 1, 2) for state in ("new", "end")]
+
+
+def _connects(client: Any, port: int) -> bool:
+    try:
+        client.connect("127.0.0.1", port)
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture
