@@ -17,6 +17,7 @@ from meliad_edge.event_store import EventStore
 from meliad_edge.events import Event, EventKind, EventState, Moment
 from meliad_edge.exemplars import Exemplar
 from meliad_edge.runtime.predictor import Prediction, Region, StageTimes
+from meliad_edge.sinks.delivery import Delivery
 from meliad_edge.sinks.record import event_record
 from meliad_edge.stream.frames import Frame
 
@@ -124,3 +125,14 @@ def make_certificate(tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
         return certificate_file, key_file
 
     return make
+
+
+@pytest.fixture
+def finish(wait_until: Callable[..., None]) -> Callable[[Delivery], None]:
+    """Close a delivery when nothing is waiting any more, however often that takes another attempt."""
+
+    def finish_delivery(delivery: Delivery) -> None:
+        wait_until(lambda: delivery.status.pending == 0)
+        delivery.close(timeout_s=60.0)
+
+    return finish_delivery

@@ -4,6 +4,7 @@ import logging
 import random
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from meliad_edge.event_store import Change, EventStore
 from meliad_edge.sinks.delivery import Delivery, DeliveryError, RejectedError
 
 WriteChange = Callable[..., dict[str, Any]]
+Finish = Callable[[Delivery], None]
 WaitUntil = Callable[..., None]
 
 
@@ -93,26 +95,28 @@ def test_everything_is_delivered_in_order_before_it_closes(write_change: WriteCh
     assert (status.is_up, status.last_error, status.lost) == (True, "", 0)
 
 
-def test_what_is_written_right_after_the_start_is_meant_for_it(write_change: WriteChange, start: Start) -> None:
+def test_what_is_written_right_after_the_start_is_meant_for_it(
+    write_change: WriteChange, start: Start, finish: Finish
+) -> None:
     write_change(number=1)
     receiver = Receiver()
     receiver.gate.clear()
     delivery = start(receiver)
     write_change(number=2)
     receiver.gate.set()
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     assert receiver.taken == [2]
 
 
 def test_what_cannot_be_delivered_is_tried_again_and_nothing_overtakes_it(
-    write_change: WriteChange, start: Start, patience: Patience, caplog: pytest.LogCaptureFixture
+    write_change: WriteChange, start: Start, patience: Patience, caplog: pytest.LogCaptureFixture, finish: Finish
 ) -> None:
     caplog.set_level(logging.INFO, logger="meliad_edge.sinks.delivery")
     receiver = Receiver(None, *[DeliveryError("answered 503"), OSError("unreachable")] * 6)
     delivery = start(receiver)
     for number in (1, 2, 3):
         write_change(number=number)
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     assert receiver.taken == [1, 2, 3]
     assert receiver.attempts == [1, *[2] * 13, 3]
     assert delivery.status.failed_attempts == 12
@@ -127,26 +131,28 @@ def test_what_cannot_be_delivered_is_tried_again_and_nothing_overtakes_it(
     ]
 
 
-def test_the_delay_begins_anew_after_a_success(write_change: WriteChange, start: Start, patience: Patience) -> None:
+def test_the_delay_begins_anew_after_a_success(
+    write_change: WriteChange, start: Start, patience: Patience, finish: Finish
+) -> None:
     failures = [DeliveryError("no")] * 5
     receiver = Receiver(*failures, None, *failures)
     delivery = start(receiver)
     for number in (1, 2):
         write_change(number=number)
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     assert receiver.taken == [1, 2]
     assert patience.delays_s[4] >= 4.0
     assert patience.delays_s[5] <= 0.5
 
 
 def test_a_destination_may_ask_for_more_patience_within_reason(
-    write_change: WriteChange, start: Start, patience: Patience
+    write_change: WriteChange, start: Start, patience: Patience, finish: Finish
 ) -> None:
     asked = (120.0, 0.0, 1e9)
     receiver = Receiver(*(DeliveryError("answered 429", retry_after_s=seconds) for seconds in asked))
     delivery = start(receiver)
     write_change(number=1)
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     first, second, third = patience.delays_s
     assert first == 120.0
     assert 0.25 <= second <= 1.0
@@ -154,13 +160,13 @@ def test_a_destination_may_ask_for_more_patience_within_reason(
 
 
 def test_what_is_rejected_is_counted_and_passed_over(
-    write_change: WriteChange, start: Start, caplog: pytest.LogCaptureFixture
+    write_change: WriteChange, start: Start, caplog: pytest.LogCaptureFixture, finish: Finish
 ) -> None:
     receiver = Receiver(None, RejectedError("answered 400"), None, KeyError("camera"), RejectedError("answered 400"))
     delivery = start(receiver)
     for number in range(1, 7):
         write_change(number=number)
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     assert receiver.taken == [1, 3, 6]
     assert receiver.attempts == [1, 2, 3, 4, 5, 6]
     status = delivery.status
@@ -201,13 +207,25 @@ def test_closing_does_not_wait_for_one_that_hangs(write_change: WriteChange, sta
     assert receiver.is_closed
 
 
+def test_closing_gives_up_soon_on_one_that_cannot_be_reached(
+    write_change: WriteChange, start: Start, wait_until: WaitUntil
+) -> None:
+    delivery = start(Receiver(*[DeliveryError("no route")] * 1_000_000))
+    write_change(number=1)
+    wait_until(lambda: not delivery.status.is_up)
+    begun_s = time.monotonic()
+    delivery.close(timeout_s=600.0)
+    assert time.monotonic() - begun_s < 300.0
+    assert delivery.status.pending == 1
+
+
 def test_the_end_interrupts_a_long_delay(store: EventStore, write_change: WriteChange, wait_until: WaitUntil) -> None:
     receiver = Receiver(DeliveryError("answered 429", retry_after_s=500.0))
     delivery = Delivery(store, receiver)  # Waits in real time.
     write_change(number=1)
     wait_until(lambda: receiver.attempts)
     delivery.close(timeout_s=60.0)
-    assert receiver.taken == [1]
+    assert receiver.is_closed
 
 
 def test_a_lost_connection_is_noticed_without_an_event(
@@ -227,7 +245,7 @@ def test_a_lost_connection_is_noticed_without_an_event(
 
 
 def test_a_change_whose_delivery_cannot_be_noted_is_delivered_again(
-    store: EventStore, write_change: WriteChange, start: Start, monkeypatch: pytest.MonkeyPatch
+    store: EventStore, write_change: WriteChange, start: Start, monkeypatch: pytest.MonkeyPatch, finish: Finish
 ) -> None:
     errors: list[Exception] = [sqlite3.OperationalError("database or disk is full")]
     really = store.set_delivered
@@ -241,25 +259,25 @@ def test_a_change_whose_delivery_cannot_be_noted_is_delivered_again(
     receiver = Receiver()
     delivery = start(receiver)
     write_change(number=1)
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     assert receiver.taken == [1, 1]
     assert (delivery.status.delivered, delivery.status.failed_attempts) == (1, 1)
     assert delivery.status.last_error == "OperationalError: database or disk is full"
 
 
 def test_credentials_in_an_error_are_not_seen(
-    write_change: WriteChange, start: Start, caplog: pytest.LogCaptureFixture
+    write_change: WriteChange, start: Start, caplog: pytest.LogCaptureFixture, finish: Finish
 ) -> None:
     receiver = Receiver(DeliveryError("https://me:S3CR3T@lamp.example\nsays no to token=S3CR3T"))
     delivery = start(receiver)
     write_change(number=1)
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     assert delivery.status.last_error == "https://lamp.example says no to token=***"
     assert "S3CR3T" not in caplog.text
 
 
 def test_the_thread_closes_its_connection_to_the_store(
-    store: EventStore, write_change: WriteChange, start: Start, monkeypatch: pytest.MonkeyPatch
+    store: EventStore, write_change: WriteChange, start: Start, monkeypatch: pytest.MonkeyPatch, finish: Finish
 ) -> None:
     closed_by: list[str] = []
     really = store.close
@@ -271,7 +289,7 @@ def test_the_thread_closes_its_connection_to_the_store(
     monkeypatch.setattr(store, "close", close)
     delivery = start(Receiver())
     write_change(number=1)
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     assert closed_by == ["delivery https://lamp.example"]
 
 

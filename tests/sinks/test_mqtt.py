@@ -32,6 +32,7 @@ from meliad_edge.sinks.mqtt import MqttDestination
 from meliad_edge.stream.credentials import Credentials
 
 WriteChange = Callable[..., dict[str, Any]]
+Finish = Callable[[Delivery], None]
 WaitUntil = Callable[..., None]
 MakeCertificate = Callable[[str], tuple[Path, Path]]
 
@@ -420,6 +421,7 @@ def test_everything_retained_comes_back_after_a_restart_of_the_broker(
     listen: Listen,
     write_change: WriteChange,
     wait_until: WaitUntil,
+    finish: Finish,
 ) -> None:
     delivery = Delivery(store, connect(None, "belt", "lid"))
     write_change(camera="belt", files={"picture.jpg": b"picture"})
@@ -433,7 +435,7 @@ def test_everything_retained_comes_back_after_a_restart_of_the_broker(
     again = listen().retained
     assert again == retained
     assert len(again) == 1 + 2 * 3 + 2 + 10
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
 
 
 def test_nothing_is_lost_or_overtakes_when_the_broker_is_killed(
@@ -443,6 +445,7 @@ def test_nothing_is_lost_or_overtakes_when_the_broker_is_killed(
     listen: Listen,
     write_change: WriteChange,
     wait_until: WaitUntil,
+    finish: Finish,
 ) -> None:
     may_return = threading.Event()
     is_waiting = threading.Event()
@@ -471,7 +474,7 @@ def test_nothing_is_lost_or_overtakes_when_the_broker_is_killed(
         broker.start()
     listener = listen()
     may_return.set()
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     listener.catch_up()
     received += [event["after"]["event"] for event in listener.events]
     written = [f"20260921T141320.000Z-{100 * kill + number:06x}" for kill in range(3) for number in range(20)]
@@ -524,7 +527,7 @@ class BadLine:
 
 
 def test_nothing_is_lost_or_overtakes_on_a_line_that_breaks_in_the_middle_of_messages(
-    broker: Broker, store: EventStore, connect: Connect, listen: Listen, write_change: WriteChange
+    broker: Broker, store: EventStore, connect: Connect, listen: Listen, write_change: WriteChange, finish: Finish
 ) -> None:
     random_source = random.Random(0)
     line = BadLine(broker.port, [random_source.randint(1, 9000) for _ in range(25)])
@@ -532,7 +535,7 @@ def test_nothing_is_lost_or_overtakes_on_a_line_that_breaks_in_the_middle_of_mes
     destination = connect(broker.address(port=line.port), "belt")
     delivery = Delivery(store, destination, wait=lambda event, delay_s: None)
     written = [write_change(number=number, camera="belt") for number in range(150)]
-    delivery.close(timeout_s=120.0)
+    finish(delivery)
     listener.catch_up()
     received = [event["after"] for event in listener.events]
     assert line.broken == 25
@@ -551,6 +554,7 @@ def test_a_wrong_password_is_said_without_it_and_tried_again(
     write_change: WriteChange,
     wait_until: WaitUntil,
     caplog: pytest.LogCaptureFixture,
+    finish: Finish,
 ) -> None:
     passwords = tmp_path / "passwords"
     passwords.write_text("watch:right\n")
@@ -567,7 +571,7 @@ def test_a_wrong_password_is_said_without_it_and_tried_again(
     assert caplog.text.count("trying again until it succeeds") == 2
     assert destination.name == f"mqtt://127.0.0.1:{broker.port}/meliad"
     delivery = Delivery(store, connect(broker.address("watch", "right")))
-    delivery.close(timeout_s=60.0)
+    finish(delivery)
     assert (delivery.status.delivered, delivery.status.pending) == (2, 0)
 
 
