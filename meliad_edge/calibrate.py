@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meliad_edge.errors import UsageError
+from meliad_edge.rates import upper_bound
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
 CONFIDENCE = 0.95
@@ -117,7 +118,7 @@ def calibrate(
         threshold=threshold,
         target_false_alarm_rate=target_false_alarm_rate,
         guaranteed_false_alarm_rate=(count + 1 - rank) / (count + 1),
-        upper_bound=_clopper_pearson_upper(int(np.count_nonzero(ordered >= threshold)), count),
+        upper_bound=upper_bound(int(np.count_nonzero(ordered >= threshold)), count, confidence=CONFIDENCE),
         scores=tuple(float(s) for s in ordered),
         score_offset=score_offset,
     )
@@ -137,7 +138,7 @@ def move_threshold(calibration: Calibration, threshold: float) -> Calibration:
         threshold=threshold,
         target_false_alarm_rate=rate,
         guaranteed_false_alarm_rate=rate,
-        upper_bound=_clopper_pearson_upper(alarms, count),
+        upper_bound=upper_bound(alarms, count, confidence=CONFIDENCE),
     )
 
 
@@ -172,26 +173,3 @@ def _threshold_above(ordered: NDArray[np.float64], rank: int) -> float:
 
 def _spread(low: float, high: float) -> float:
     return max(high - low, SMALLEST_SPREAD * max(1.0, abs(low)))
-
-
-def _clopper_pearson_upper(alarms: int, count: int) -> float:
-    """One-sided upper bound of a binomial rate: the p with P(X <= alarms | p) = 1 - CONFIDENCE."""
-    if alarms >= count:
-        return 1.0
-    low, high = alarms / count, 1.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if _binomial_cdf(alarms, count, middle) > 1.0 - CONFIDENCE:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _binomial_cdf(k: int, n: int, p: float) -> float:
-    log_terms = [
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
-        for i in range(k + 1)
-        if 0.0 < p < 1.0
-    ]
-    return sum(math.exp(term) for term in log_terms)

@@ -126,6 +126,28 @@ def image_metrics(
     )
 
 
+def auroc_difference(
+    before: ArrayLike, after: ArrayLike, is_anomaly: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, Interval]:
+    """Image AUROC of a second model minus that of a first on the same images, with its bootstrap interval.
+
+    Both models see the same resamples, so what they have in common cancels.
+
+    Args:
+        before: Raw scores of the first model, [n].
+        after: Raw scores of the second, [n].
+        is_anomaly: True for anomalous images, [n].
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
+
+    Raises:
+        DataError: As :func:`image_metrics`.
+    """
+    labels = np.asarray(is_anomaly, dtype=bool)
+    copies = np.vstack([np.ones(len(labels)), _stratified_copies(labels, seed, resamples)])
+    return _estimate(_resampled_auroc(after, labels, copies) - _resampled_auroc(before, labels, copies))
+
+
 def roc_curve(scores: ArrayLike, is_anomaly: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """False- and true-positive rate at every distinct score, from (0, 0) to (1, 1).
 
@@ -248,6 +270,14 @@ def _ranked(scores: ArrayLike, is_anomaly: ArrayLike) -> tuple[FloatArray, BoolA
     order = np.argsort(-values, kind="stable")
     values, labels = values[order], labels[order]
     return values, labels, np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+
+
+def _resampled_auroc(scores: ArrayLike, is_anomaly: BoolArray, copies: NDArray[np.float64]) -> FloatArray:
+    """AUROC of each resample; ``copies`` are in the order of the scores, [resamples, n]."""
+    _, labels, starts = _ranked(scores, is_anomaly)
+    ranked = copies[:, np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")]
+    positives, negatives = (np.add.reduceat(ranked * kind, starts, axis=1) for kind in (labels, ~labels))
+    return _auroc(positives, negatives)
 
 
 def _cumulative_counts(scores: ArrayLike, is_anomaly: ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -62,6 +62,29 @@ class InspectedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangedImage:
+    """An image on which two models disagree.
+
+    Attributes:
+        name: File name; shown as text, whatever it holds.
+        defect: ``"good"`` or its defect class.
+        outcome: What the new model does to it, in words.
+        is_right: Whether the new model is right.
+        image: uint8 [H, W, 3], RGB.
+        before, after: What each model says of it: score in words, and the heat map over the image, uint8 [H, W, 3],
+            each on its own model's scale.
+    """
+
+    name: str
+    defect: str
+    outcome: str
+    is_right: bool
+    image: NDArray[np.uint8]
+    before: tuple[str, NDArray[np.uint8]]
+    after: tuple[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A table of the report.
 
@@ -88,6 +111,8 @@ class ReportData:
         image, pixel: Headline figures.
         test: Scores of the test images, for curves, histogram and confusion counts.
         calibration: The threshold in use and the scale of all heat maps; without it nothing is called an alarm.
+        comparison: The model beside the one that runs.
+        changed: Images on which the two disagree, in order.
         gallery: Images to look at, in order.
         highest_normals: Normal test images with the highest scores, worst first.
         lowest_anomalies: Anomalous test images with the lowest scores, worst first.
@@ -106,6 +131,8 @@ class ReportData:
     pixel: PixelMetrics | None = None
     test: HeldOutScores | None = None
     calibration: Calibration | None = None
+    comparison: Table | None = None
+    changed: tuple[ChangedImage, ...] = ()
     gallery: tuple[InspectedImage, ...] = ()
     highest_normals: tuple[InspectedImage, ...] = ()
     lowest_anomalies: tuple[InspectedImage, ...] = ()

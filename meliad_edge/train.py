@@ -9,7 +9,7 @@ import numpy as np
 
 from meliad_edge.calibrate import calibrate
 from meliad_edge.config import FitConfig
-from meliad_edge.data.dataset import Sample
+from meliad_edge.data.dataset import FewShotSplit, Sample
 from meliad_edge.data.frames import LoadedFrames, load_frames
 from meliad_edge.data.readers import open_dataset
 from meliad_edge.data.split import few_shot_split
@@ -47,10 +47,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     detector = create_detector(config.detector, config.options)
     dataset = open_dataset(config.data)
     split = few_shot_split(dataset, shots=config.shots, seed=config.seed, shot_class=config.shot_class)
-    features = FeatureExtractor(
-        load_backbone(config.backbone, config.weights, detector.strides or STRIDES, even_light=detector.even_light),
-        config.feature_cache,
-    )
+    features = open_features(config)
     anomalies = sum(sample.is_anomaly for sample in split.test)
     report(
         "data",
@@ -59,8 +56,55 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     )
     chosen = choose_input_size(config, split, detector, features)
     report("input", str(chosen))
-    size_hw = chosen.size_hw
-    normal = load_frames(_at_most(split.train_normal, config.seed, size_hw), size_hw, "reading normals")
+    licence = dataset.licence if config.licence is None else config.licence
+    run = fit_split(config, split, chosen.size_hw, features, dataset=dataset.name, licence=licence, report=report)
+    save_run(run, out)
+    return run
+
+
+def open_features(config: FitConfig) -> FeatureExtractor:
+    """The backbone of the settings, as their detector takes it.
+
+    Raises:
+        ModelError: No weights for the backbone.
+        UsageError: Unknown detector.
+    """
+    detector = create_detector(config.detector, config.options)
+    backbone = load_backbone(
+        config.backbone, config.weights, detector.strides or STRIDES, even_light=detector.even_light
+    )
+    return FeatureExtractor(backbone, config.feature_cache)
+
+
+def fit_split(
+    config: FitConfig,
+    split: FewShotSplit,
+    size_hw: tuple[int, int],
+    features: FeatureExtractor,
+    *,
+    dataset: str,
+    licence: str,
+    report: Report,
+    always: Sequence[Sample] = (),
+) -> Run:
+    """Train and calibrate a detector on a split that is already drawn; nothing is written.
+
+    Args:
+        config: Settings.
+        split: Which image is in which set.
+        size_hw: Size of the model's input in pixels.
+        features: Of the backbone of the settings, see :func:`open_features`.
+        dataset: Name of the data set.
+        licence: Of its images.
+        report: Receives a topic and a sentence for each fact worth telling.
+        always: Training normals that are learned from even where there are more than are used.
+
+    Raises:
+        DataError: None of the images of a set can be read.
+        UsageError: Unknown detector.
+    """
+    detector = create_detector(config.detector, config.options)
+    normal = load_frames(_at_most(split.train_normal, config.seed, size_hw, always), size_hw, "reading normals")
     shots = load_frames(split.shots, size_hw, "reading defects")
     held_out = load_frames(split.calibration, size_hw, "reading calibration")
     for loaded in (normal, shots, held_out):
@@ -76,10 +120,10 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
         target_false_alarm_rate=config.false_alarm_rate,
         score_offset=fitted.network.score_offset,
     )
-    run = Run(
+    return Run(
         config=config,
-        dataset=dataset.name,
-        licence=dataset.licence if config.licence is None else config.licence,
+        dataset=dataset,
+        licence=licence,
         split=split,
         network=fitted.network,
         calibration=calibration,
@@ -90,16 +134,18 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
             "unreadable_images": sum(len(part.errors) for part in (normal, shots, held_out)),
         },
     )
-    save_run(run, out)
-    return run
 
 
-def _at_most(samples: Sequence[Sample], seed: int, size_hw: tuple[int, int]) -> Sequence[Sample]:
+def _at_most(
+    samples: Sequence[Sample], seed: int, size_hw: tuple[int, int], always: Sequence[Sample]
+) -> Sequence[Sample]:
     most = min(_MAX_NORMAL_IMAGES, _MAX_NORMAL_PIXELS // (size_hw[0] * size_hw[1]))
     if len(samples) <= most:
         return samples
-    chosen = np.random.default_rng(seed).choice(len(samples), most, replace=False)
-    return [samples[index] for index in np.sort(chosen)]
+    kept = set(always)
+    others = [sample for sample in samples if sample not in kept]
+    chosen = np.random.default_rng(seed).choice(len(others), max(most - len(always), 0), replace=False)
+    return [*(others[index] for index in np.sort(chosen)), *always]
 
 
 def _exemplars(fitted: FittedDetector, normal: LoadedFrames, shots: LoadedFrames) -> tuple[Exemplar, ...]:

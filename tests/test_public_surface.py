@@ -21,7 +21,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 VERBS = [
-    "demo", "fit", "evaluate", "calibrate", "export", "build", "check", "threshold", "predict", "watch",
+    "demo", "fit", "evaluate", "calibrate", "export", "build", "check", "threshold", "predict", "watch", "feedback",
     "flash", "rollback", "status", "logs", "doctor",
 ]  # fmt: skip
 GROUPS = ["bench", "keys"]

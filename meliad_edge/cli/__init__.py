@@ -19,6 +19,7 @@ from meliad_edge.cli import (
     doctor,
     evaluate,
     export,
+    feedback,
     fit,
     flash,
     keys,
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 # In the order of the line they serve.
 for _verb in (
-    *(demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch),
+    *(demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, feedback),
     *(flash, rollback, status, logs, doctor),
 ):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)

@@ -11,6 +11,8 @@ def event_record(event: Event) -> dict[str, Any]:
     """One state change of an event as JSON values.
 
     Times are ISO 8601 in UTC, and seconds since 1970 under names that end in ``_s``; scores are raw, regions in pixels.
+    ``area`` is the part of the frame that was judged as x, y, width and height, None for all of it; ``grid`` the rows
+    and columns of its map, which tell into how many tiles it was cut.
     """
     prediction = event.prediction
     return {
@@ -30,6 +32,8 @@ def event_record(event: Event) -> dict[str, Any]:
         "peak_frame": None if event.frame is None else event.frame.id,
         "score": event.peak_score,
         "threshold": None if prediction is None else prediction.threshold,
+        "area": None if prediction is None or prediction.area is None else list(prediction.area),
+        "grid": None if prediction is None else list(prediction.map.shape),
         "regions": [region.to_dict() for region in event.regions],
         "condition": event.condition,
         "detail": event.detail,
