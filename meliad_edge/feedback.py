@@ -10,6 +10,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -164,11 +165,11 @@ def gather_feedback(run: Run, run_folder: Path, events_folder: Path) -> Feedback
         ModelError: The manifest of the run is damaged.
     """
     _require_images(run, run_folder)
-    store = open_events(events_folder)
-    judged = read_judged(store, run.network.grid_hw)
     manifest = read_manifest(run_folder)
     earlier = {} if manifest is None else {picture.event: picture for picture in manifest.pictures}
-    withdrawn = {event for event in earlier if _is_withdrawn(store, event)}
+    with closing(open_events(events_folder)) as store:
+        judged = read_judged(store, run.network.grid_hw)
+        withdrawn = {event for event in earlier if _is_withdrawn(store, event)}
     kept = {event: picture for event, picture in earlier.items() if event not in withdrawn}
     left_out = dict(judged.left_out)
     known = {picture.sha256: f"the same picture as {event}, which the run has" for event, picture in kept.items()}

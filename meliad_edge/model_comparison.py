@@ -1,9 +1,10 @@
 """Two runs on images that neither was fitted on or calibrated with, and a rule for which of them to use [ours].
 
 The events of a watch are not a fair sample: the model that watched alarms on all of them, so on those held out it has
-every false alarm and finds every defect by construction, and any other model has fewer of both. What counts there is
-whether the new model lets go of the false alarms rather than of the defects. The test images were not chosen by an
-alarm: they are the fair sample, of the parts that the data set shows.
+every false alarm and finds every defect by construction, any other model has fewer of both, and what the running model
+passed makes no event. So the rule asks whether the new model lets go of false alarms rather than of defects, and more
+so than a higher threshold would. The test images were not chosen by an alarm: they are the fair sample, of the parts
+that the data set shows.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from meliad_edge.run import Run
 from meliad_edge.runtime.engine import RawScores, infer_all
 from meliad_edge.runtime.torch_engine import TorchEngine
 
+BoolArray = NDArray[np.bool_]
+
 RULE = (
-    "offered if, each model at its own threshold, (1) the share of held-out false alarms that end is more than twice "
-    "the share of held-out confirmed defects that are lost or, where none of these events changes sides, the test "
-    "images are ranked clearly better; and (2) on the test images neither ranking nor false alarms nor defects found "
-    "are clearly worse (95 %)"
+    "offered if (1) it finds clearly more defects at as many false alarms, or has clearly fewer false alarms at as many "
+    "defects found, than the running model would with its threshold moved, or ranks the test images clearly better; "
+    "(2) of the held-out events alone, the share of false alarms that end is at least twice the share of defects that "
+    "are lost; and (3) on the test images it does not err clearly more often, on normal or on defective ones, nor rank "
+    "clearly worse. But for (1) each model decides at its own threshold; clearly means at 95 %"
 )
 # A defect that is lost weighs as much as so many false alarms that end.
 _LOSS_WEIGHT = 2.0
@@ -58,7 +62,12 @@ class ComparedSet:
     @property
     def is_clearly_worse(self) -> bool:
         """Whether the new model errs more often than chance explains."""
-        return self.broken > self.mended and chance_of_loss(self.mended, self.broken) < _SIGNIFICANCE
+        return chance_of_loss(self.mended, self.broken) < _SIGNIFICANCE
+
+    @property
+    def is_clearly_better(self) -> bool:
+        """Whether the new model errs less often than chance explains."""
+        return chance_of_loss(self.broken, self.mended) < _SIGNIFICANCE
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -113,12 +122,12 @@ class Decided:
 
     frames: NDArray[np.uint8]
     samples: tuple[Sample, ...]
-    is_held_out: NDArray[np.bool_]
-    is_anomaly: NDArray[np.bool_]
+    is_held_out: BoolArray
+    is_anomaly: BoolArray
     before: RawScores
     after: RawScores
-    alarms_before: NDArray[np.bool_]
-    alarms_after: NDArray[np.bool_]
+    alarms_before: BoolArray
+    alarms_after: BoolArray
     errors: tuple[str, ...]
 
     @property
@@ -136,6 +145,8 @@ class Comparison:
     Attributes:
         rejected, confirmed: Held-out events.
         test_normal, test_anomalous: Test images.
+        matched: All normal images with the running model moved to find as many defects as the new one, and all
+            defects with it moved to have as many false alarms; fewer where a kind of image is missing.
         ranking: Of the test images; None where they lack a kind.
         reasons: Why the new model is not offered; empty when it is.
         cautions: What the comparison cannot tell.
@@ -146,6 +157,7 @@ class Comparison:
     confirmed: ComparedSet
     test_normal: ComparedSet
     test_anomalous: ComparedSet
+    matched: tuple[ComparedSet, ...]
     ranking: RankingChange | None
     reasons: tuple[str, ...]
     cautions: tuple[str, ...]
@@ -164,7 +176,7 @@ class Comparison:
     @property
     def sets(self) -> tuple[ComparedSet, ...]:
         """What was counted, in the order shown."""
-        return self.rejected, self.confirmed, self.test_normal, self.test_anomalous
+        return self.rejected, self.confirmed, self.test_normal, self.test_anomalous, *self.matched
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -193,7 +205,13 @@ def compare_runs(before: Run, after: Run, held_out: Sequence[Sample], *, thresho
     """
     decided = _decide(before, after, held_out, threshold_before)
     rejected, confirmed, test_normal, test_anomalous = (
-        _count(name, decided, is_held_out=is_held_out, is_anomaly=is_anomaly)
+        _count(
+            name,
+            (decided.is_held_out == is_held_out) & (decided.is_anomaly == is_anomaly),
+            decided.alarms_before,
+            decided.alarms_after,
+            is_anomaly=is_anomaly,
+        )
         for name, is_held_out, is_anomaly in (
             ("rejected events, held out", True, False),
             ("confirmed events, held out", True, True),
@@ -201,17 +219,63 @@ def compare_runs(before: Run, after: Run, held_out: Sequence[Sample], *, thresho
             ("defective test images", False, True),
         )
     )
+    matched = _match(decided)
     ranking = _compare_ranking(decided)
     return Comparison(
         rejected,
         confirmed,
         test_normal,
         test_anomalous,
+        matched,
         ranking,
-        reasons=_objections(rejected, confirmed, test_normal, test_anomalous, ranking),
+        reasons=apply_rule(rejected, confirmed, test_normal, test_anomalous, matched, ranking),
         cautions=_cautions(rejected, confirmed, test_normal, ranking),
         decided=decided,
     )
+
+
+def apply_rule(
+    rejected: ComparedSet,
+    confirmed: ComparedSet,
+    test_normal: ComparedSet,
+    test_anomalous: ComparedSet,
+    matched: Sequence[ComparedSet],
+    ranking: RankingChange | None,
+) -> tuple[str, ...]:
+    """Apply :data:`RULE`; returns what speaks against the new model, nothing if it is to be offered.
+
+    Args:
+        rejected: Held-out events.
+        confirmed: Held-out events.
+        test_normal: Test images.
+        test_anomalous: Test images.
+        matched: Images of a kind, the running model moved to decide alike often on the other kind.
+        ranking: Of the test images, if they are of both kinds.
+    """
+    objections = []
+    ranks_better = ranking is not None and ranking.interval[0] > 0.0
+    if not ranks_better and not any(compared.is_clearly_better for compared in matched):
+        found = "; ".join(
+            f"{compared.after.count} of {compared.after.total} "
+            + ("defects found" if compared.is_anomaly else "false alarms")
+            + f", the running model {compared.before.count} with its threshold moved"
+            for compared in matched
+        )
+        objections.append(f"no clear gain ({found or 'the images are all of one kind'})")
+    if _gain(rejected) < -_LOSS_WEIGHT * _gain(confirmed):
+        objections.append(
+            f"of the held-out events {-_net(confirmed)} of {confirmed.before.total} defects are lost, and only "
+            f"{_net(rejected)} of {rejected.before.total} false alarms end"
+        )
+    for compared, counted in ((test_normal, "false alarms on"), (test_anomalous, "defects found in")):
+        if compared.is_clearly_worse:
+            now, was, total = compared.after.count, compared.before.count, compared.after.total
+            objections.append(f"{now} instead of {was} {counted} {total} test images")
+    if ranking is not None and ranking.interval[1] < 0.0:
+        objections.append(
+            f"the test images are ranked worse, AUROC {ranking.after:.3f} instead of {ranking.before:.3f}"
+        )
+    return tuple(objections)
 
 
 def _decide(before: Run, after: Run, held_out: Sequence[Sample], threshold_before: float) -> Decided:
@@ -234,18 +298,33 @@ def _decide(before: Run, after: Run, held_out: Sequence[Sample], threshold_befor
     )
 
 
-def _count(name: str, decided: Decided, *, is_held_out: bool, is_anomaly: bool) -> ComparedSet:
-    chosen = (decided.is_held_out == is_held_out) & (decided.is_anomaly == is_anomaly)
-    before, after = decided.alarms_before[chosen], decided.alarms_after[chosen]
-    total = len(before)
+def _count(name: str, chosen: BoolArray, before: BoolArray, after: BoolArray, *, is_anomaly: bool) -> ComparedSet:
+    """Count the alarms of both models on the chosen images, all of one kind."""
+    before, after = before[chosen], after[chosen]
     return ComparedSet(
         name,
         is_anomaly,
-        Rate(int(before.sum()), total),
-        Rate(int(after.sum()), total),
+        Rate(int(before.sum()), len(before)),
+        Rate(int(after.sum()), len(after)),
         mended=int(np.count_nonzero((before != is_anomaly) & (after == is_anomaly))),
         broken=int(np.count_nonzero((before == is_anomaly) & (after != is_anomaly))),
     )
+
+
+def _match(decided: Decided) -> tuple[ComparedSet, ...]:
+    """What both decide alike often on one kind, counted on the other: moving a threshold is free, so it is no gain."""
+    matched = []
+    for name, is_anomaly in (
+        ("all normal images, running model moved to find as many defects", False),
+        ("all defects, running model moved to as many false alarms", True),
+    ):
+        counted = decided.is_anomaly == is_anomaly
+        if counted.any() and not counted.all():
+            scores = np.sort(decided.before.score[~counted])
+            quiet = int(np.count_nonzero(~decided.alarms_after[~counted]))
+            moved = decided.before.score > (scores[quiet - 1] if quiet else -np.inf)
+            matched.append(_count(name, counted, moved, decided.alarms_after, is_anomaly=is_anomaly))
+    return tuple(matched)
 
 
 def _compare_ranking(decided: Decided) -> RankingChange | None:
@@ -259,45 +338,23 @@ def _compare_ranking(decided: Decided) -> RankingChange | None:
     return RankingChange(auroc_before, auroc_after, difference, interval)
 
 
-def _objections(
-    rejected: ComparedSet,
-    confirmed: ComparedSet,
-    test_normal: ComparedSet,
-    test_anomalous: ComparedSet,
-    ranking: RankingChange | None,
-) -> tuple[str, ...]:
-    objections = []
-    ended, lost = _net_share(rejected), -_net_share(confirmed)
-    if all(compared.mended == compared.broken == 0 for compared in (rejected, confirmed)):
-        if ranking is None or ranking.interval[0] <= 0.0:
-            objections.append("no held-out event changes sides, and the test images are not ranked clearly better")
-    elif ended <= _LOSS_WEIGHT * lost:
-        objections.append(
-            f"of the held-out events {_net(rejected)} false alarms of {rejected.before.total} end and "
-            f"{-_net(confirmed)} confirmed defects of {confirmed.before.total} are lost"
-        )
-    if ranking is not None and ranking.interval[1] < 0.0:
-        objections.append(f"the test images are ranked worse, AUROC {ranking.before:.3f} and now {ranking.after:.3f}")
-    for compared, counted in ((test_normal, "false alarms on"), (test_anomalous, "defects found in")):
-        if compared.is_clearly_worse:
-            now, was, total = compared.after.count, compared.before.count, compared.after.total
-            objections.append(f"{now} instead of {was} {counted} {total} test images")
-    return tuple(objections)
-
-
 def _net(compared: ComparedSet) -> int:
+    """Images that are decided rightly now, less those that no longer are."""
     return compared.mended - compared.broken
 
 
-def _net_share(compared: ComparedSet) -> float:
-    """Images decided rightly that were not before, less those the other way round, as a share; 0 of no images."""
+def _gain(compared: ComparedSet) -> float:
+    """The same as a share; 0 of no images."""
     return _net(compared) / compared.before.total if compared.before.total else 0.0
 
 
 def _cautions(
     rejected: ComparedSet, confirmed: ComparedSet, test_normal: ComparedSet, ranking: RankingChange | None
 ) -> tuple[str, ...]:
-    cautions = []
+    cautions = [
+        "a part that the running model passes makes no event: watch ordinary parts with the new model before it "
+        "replaces the running one"
+    ]
     for compared, kind, unknown in (
         (rejected, "rejected", "whether the new model alarms on the normal parts that this watch sees is not known"),
         (confirmed, "confirmed", "whether the new model finds the defects that this watch sees is not known"),

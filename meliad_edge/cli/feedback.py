@@ -107,8 +107,8 @@ def _open_watching(file: Path, run: Run, run_folder: Path) -> Bundle:
 def _describe(feedback: Feedback) -> str:
     confirmed, rejected = feedback.counts["confirmed"], feedback.counts["rejected"]
     sentence = (
-        f"{confirmed['learn']} confirmed and {rejected['learn']} rejected to learn from, "
-        f"{rejected['calibrate']} rejected for the threshold, {confirmed['held out']} confirmed and {rejected['held out']} rejected held out; "
+        f"{confirmed['learn']} confirmed and {rejected['learn']} rejected to learn from, {rejected['calibrate']} "
+        f"rejected for the threshold, {confirmed['held out']} confirmed and {rejected['held out']} rejected held out; "
         f"{len(feedback.added)} of them new"
     )
     if feedback.withdrawn:
