@@ -27,11 +27,11 @@ from meliad_edge.runtime.torch_engine import TorchEngine
 BoolArray = NDArray[np.bool_]
 
 RULE = (
-    "offered if (1) it finds clearly more defects at as many false alarms, or has clearly fewer false alarms at as many "
-    "defects found, than the running model would with its threshold moved, or ranks the test images clearly better; "
-    "(2) of the held-out events alone, the share of false alarms that end is at least twice the share of defects that "
-    "are lost; and (3) on the test images it does not err clearly more often, on normal or on defective ones, nor rank "
-    "clearly worse. But for (1) each model decides at its own threshold; clearly means at 95 %"
+    "offered if (1) it finds clearly more defects at as many false alarms, or has clearly fewer false alarms at as "
+    "many defects found, than the running model would with its threshold moved, or ranks the test images clearly "
+    "better; (2) of the held-out events alone, the share of false alarms that end is at least twice the share of "
+    "defects that are lost; and (3) on the test images it does not err clearly more often, on normal or on defective "
+    "ones, nor rank clearly worse. But for (1) each model decides at its own threshold; clearly means at 95 %"
 )
 # A defect that is lost weighs as much as so many false alarms that end.
 _LOSS_WEIGHT = 2.0
