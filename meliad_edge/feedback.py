@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -168,33 +169,33 @@ def gather_feedback(run: Run, run_folder: Path, events_folder: Path) -> Feedback
     manifest = read_manifest(run_folder)
     earlier = {} if manifest is None else {picture.event: picture for picture in manifest.pictures}
     with closing(open_events(events_folder)) as store:
-        judged = read_judged(store, run.network.grid_hw)
-        withdrawn = {event for event in earlier if _is_withdrawn(store, event)}
-    kept = {event: picture for event, picture in earlier.items() if event not in withdrawn}
+        judged = read_judged(store, run.network.grid_hw, preferred=earlier)
+        kept = {event: entry for event in earlier if (entry := _judged_again(store, earlier[event])) is not None}
+    withdrawn = earlier.keys() - kept.keys()
     left_out = dict(judged.left_out)
-    known = {picture.sha256: f"the same picture as {event}, which the run has" for event, picture in kept.items()}
-    known |= _find_in_data_set(run, judged.pictures)
-    new: list[JudgedPicture] = []
     read: dict[str, Callable[[], NDArray[np.uint8]]] = {}
+    for event in list(kept):
+        file = run_folder / PICTURES / kept[event].file_name
+        if file.is_file():
+            read[event] = partial(read_image, file)
+        else:
+            left_out[event] = f"{file} is gone"
+            del kept[event]
+    known = _find_in_data_set(run, judged.pictures)
+    known |= {picture.sha256: f"it is the picture of {event}, which the run has" for event, picture in kept.items()}
+    new: list[JudgedPicture] = []
     for picture in judged.pictures:
-        if picture.event in kept:
-            kept[picture.event] = _with_verdict(kept[picture.event], picture.verdict)
-        elif (reason := known.get(picture.sha256)) is not None:
+        if picture.event in earlier:
+            continue
+        if (reason := known.get(picture.sha256)) is not None:
             left_out[picture.event] = reason
         else:
             new.append(picture)
             read[picture.event] = picture.read
-    for event in list(kept):
-        file = run_folder / PICTURES / kept[event].file_name
-        if file.is_file():
-            read[event] = _reader(file)
-        else:
-            left_out[event] = f"{file} is gone"
-            del kept[event]
     dealt = [entry for verdict in Verdict for entry in _deal(verdict, new, kept.values())]
-    changed = {event for event in kept if kept[event] != earlier[event]}
-    added = changed | {entry.event for entry in dealt}
+    added = {entry.event for entry in dealt} | {event for event in kept if kept[event] != earlier[event]}
     pictures = tuple(sorted((*kept.values(), *dealt), key=lambda picture: picture.event))
+    left_out = {event: reason for event, reason in left_out.items() if event not in kept}
     feedback = Feedback(
         FeedbackManifest(run=str(run_folder), events=str(events_folder), pictures=pictures, left_out=left_out),
         read,
@@ -203,6 +204,9 @@ def gather_feedback(run: Run, run_folder: Path, events_folder: Path) -> Feedback
     )
     if not withdrawn and all(p.role is Role.HELD_OUT for p in pictures if p.event in added):
         raise DataError(_nothing_new(feedback, events_folder))
+    if not run.split.test and not any(p.role is Role.HELD_OUT for p in pictures):
+        msg = f"{events_folder}: no event is held out, and the run has no test images to compare on; judge more"
+        raise DataError(msg)
     return feedback
 
 
@@ -285,6 +289,8 @@ def extend_split(split: FewShotSplit, feedback: Feedback, run_folder: Path) -> F
 
 def next_run_folder(run_folder: Path) -> Path:
     """The first free folder beside a run: ``line3-2`` after ``line3``, and ``line3-3`` after that if it is feedback."""
+    if run_folder.name in ("", ".."):  # The current folder has a name all the same.
+        run_folder = run_folder.resolve()
     stem, number = run_folder.name, 2
     numbered = re.fullmatch(r"(.+)-(\d+)", stem)
     if numbered is not None and (run_folder / MANIFEST).exists():
@@ -328,23 +334,29 @@ def _find_in_data_set(run: Run, pictures: Iterable[JudgedPicture]) -> dict[str, 
     A watched folder may be that of the test set. Only images of the size of an event's picture are decoded.
     """
     sizes = {picture.size_hw for picture in pictures}
+    places = {
+        "train_normal": "the training set",
+        "shots": "the shots",
+        "calibration": "the calibration set",
+        "test": "the test set, which must stay unseen",
+    }
+    samples = [(sample, place) for name, place in places.items() for sample in getattr(run.split, name)]
     found: dict[str, str] = {}
-    parts = {"train_normal": "the training set", "shots": "the shots", "calibration": "the calibration set"}
-    for name in (*parts, "test"):
-        reason = f"it is an image of {parts.get(name, 'the test set, which must stay unseen')}"
-        for sample in track(getattr(run.split, name), "comparing with images"):
-            try:
-                if read_image_size(sample.path) in sizes:
-                    found[pixel_digest(read_image(sample.path))] = reason
-            except ImageError:
-                continue  # Reported where it is read to be learned from.
+    for sample, place in track(samples, "comparing with images"):
+        try:
+            if read_image_size(sample.path) in sizes:
+                found[pixel_digest(read_image(sample.path))] = f"it is an image of {place}"
+        except ImageError:
+            continue  # Reported where it is read to be learned from.
     return found
 
 
-def _is_withdrawn(store: EventStore, event_id: str) -> bool:
-    """Whether nobody judges an event any more that is still kept."""
-    event = store.event(event_id)
-    return event is not None and event.verdict is None
+def _judged_again(store: EventStore, picture: FeedbackPicture) -> FeedbackPicture | None:
+    """A picture of the run as people judge it now; None where they took their verdict back."""
+    event = store.event(picture.event)
+    if event is None:
+        return picture
+    return None if event.verdict is None else _with_verdict(picture, event.verdict)
 
 
 def _with_verdict(picture: FeedbackPicture, verdict: Verdict) -> FeedbackPicture:
@@ -376,10 +388,6 @@ def _deal(
         )
         for index, picture in enumerate(shuffled)
     ]
-
-
-def _reader(file: Path) -> Callable[[], NDArray[np.uint8]]:
-    return lambda: read_image(file)
 
 
 def _nothing_new(feedback: Feedback, events_folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,9 @@ def open_events(folder: Path) -> EventStore:
     return EventStore(folder)
 
 
-def read_judged(store: EventStore, grid_hw: tuple[int, int]) -> JudgedPictures:
+def read_judged(
+    store: EventStore, grid_hw: tuple[int, int], *, preferred: Container[str] = frozenset()
+) -> JudgedPictures:
     """Read the picture of every anomaly event that ended and was judged.
 
     Events that follow each other within a second on one camera, with one verdict, are one part: the picture of the
@@ -98,6 +100,7 @@ def read_judged(store: EventStore, grid_hw: tuple[int, int]) -> JudgedPictures:
     Args:
         store: The events.
         grid_hw: Rows and columns of the model's map, which tell a tile from the whole.
+        preferred: Events that stand for their part whatever their score, because they are in use already.
 
     Raises:
         DataError: No event was judged.
@@ -112,7 +115,7 @@ def read_judged(store: EventStore, grid_hw: tuple[int, int]) -> JudgedPictures:
         )
         raise DataError(msg)
     for part in _parts(judged):
-        shown = max(part, key=lambda event: event.score if event.score is not None else -np.inf)
+        shown = max(part, key=lambda event: (event.id in preferred, -np.inf if event.score is None else event.score))
         left_out |= {event.id: f"the same part as {shown.id}" for event in part if event is not shown}
         try:
             read.append(_read(shown, grid_hw))

@@ -132,6 +132,8 @@ def test_events_of_one_part_are_one_sample(watch: Watch) -> None:
     judged = read_judged(watch.store, GRID)
     assert {picture.event for picture in judged.pictures} == {best.id, apart.id, elsewhere.id, other.id}
     assert judged.left_out == {first.id: f"the same part as {best.id}"}
+    again = read_judged(watch.store, GRID, preferred={first.id})
+    assert again.left_out == {best.id: f"the same part as {first.id}"}
 
 
 def test_pictures_of_a_folder_are_parts_of_their_own_however_fast_they_are_scored(watch: Watch) -> None:

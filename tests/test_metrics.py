@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meliad_edge import metrics
 from meliad_edge.errors import DataError
-from meliad_edge.metrics import image_metrics, pixel_metrics, precision_recall_curve, roc_curve
+from meliad_edge.metrics import auroc_difference, image_metrics, pixel_metrics, precision_recall_curve, roc_curve
 
 # Plain references, straight from the definitions.
 
@@ -299,3 +299,19 @@ def test_results_become_one_flat_json_object():
         assert 0 <= low <= merged[name] <= high <= 1
     assert (merged["test_normals"], merged["test_anomalies"], merged["test_masks"]) == (10, 10, 4)
     assert merged["pixel_absent_because"] is None
+
+
+def test_the_difference_of_two_models_is_that_of_their_auroc_with_what_they_share_cancelled():
+    generator = np.random.default_rng(4)
+    labels = np.arange(200) < 60
+    before = np.round(generator.normal(size=200) + labels, 1)  # with ties
+    after = before + generator.normal(scale=0.3, size=200) + 0.4 * labels
+    difference, (low, high) = auroc_difference(before, after, labels, seed=5)
+    separate = [image_metrics(scores, labels, seed=5) for scores in (before, after)]
+    assert difference == pytest.approx(separate[1].image_auroc - separate[0].image_auroc)
+    assert 0.0 < low < difference < high
+    width = separate[1].image_auroc_ci[1] - separate[0].image_auroc_ci[0]
+    assert high - low < 0.7 * width
+    assert auroc_difference(before, 2.0 * before + 1.0, labels) == (0.0, (0.0, 0.0))
+    shuffled = generator.permutation(200)
+    assert auroc_difference(before[shuffled], after[shuffled], labels[shuffled])[0] == pytest.approx(difference)
