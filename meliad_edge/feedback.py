@@ -115,12 +115,14 @@ class Feedback:
         read: Gives the picture of an event, uint8 RGB [H, W, 3].
         added: Events that the run did not have, or not with this verdict.
         withdrawn: Events of the run whose verdict was taken back.
+        earlier: Events that earlier feedback gave the run.
     """
 
     manifest: FeedbackManifest
     read: Mapping[str, Callable[[], NDArray[np.uint8]]]
     added: frozenset[str]
     withdrawn: frozenset[str]
+    earlier: frozenset[str] = frozenset()
 
     def of(self, verdict: Verdict, role: Role) -> tuple[FeedbackPicture, ...]:
         """The pictures of a verdict that have a role."""
@@ -173,12 +175,12 @@ def gather_feedback(run: Run, run_folder: Path, events_folder: Path) -> Feedback
         kept = {event: entry for event in earlier if (entry := _judged_again(store, earlier[event])) is not None}
     withdrawn = earlier.keys() - kept.keys()
     left_out = dict(judged.left_out)
-    read: dict[str, Callable[[], NDArray[np.uint8]]] = {}
+    read: dict[str, Callable[[], NDArray[np.uint8]]] = {picture.event: picture.read for picture in judged.pictures}
     for event in list(kept):
         file = run_folder / PICTURES / kept[event].file_name
         if file.is_file():
             read[event] = partial(read_image, file)
-        else:
+        elif event not in read:
             left_out[event] = f"{file} is gone"
             del kept[event]
     known = _find_in_data_set(run, judged.pictures)
@@ -191,7 +193,6 @@ def gather_feedback(run: Run, run_folder: Path, events_folder: Path) -> Feedback
             left_out[picture.event] = reason
         else:
             new.append(picture)
-            read[picture.event] = picture.read
     dealt = [entry for verdict in Verdict for entry in _deal(verdict, new, kept.values())]
     added = {entry.event for entry in dealt} | {event for event in kept if kept[event] != earlier[event]}
     pictures = tuple(sorted((*kept.values(), *dealt), key=lambda picture: picture.event))
@@ -201,6 +202,7 @@ def gather_feedback(run: Run, run_folder: Path, events_folder: Path) -> Feedback
         read,
         frozenset(added),
         frozenset(withdrawn),
+        frozenset(earlier),
     )
     if not withdrawn and all(p.role is Role.HELD_OUT for p in pictures if p.event in added):
         raise DataError(_nothing_new(feedback, events_folder))
@@ -272,11 +274,10 @@ def extend_split(split: FewShotSplit, feedback: Feedback, run_folder: Path) -> F
         feedback: The judged events.
         run_folder: Where their pictures are.
     """
-    # Their names are ids of events, in whatever folder the run was when it was fitted.
-    names = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{6}\.png")
 
     def extended(samples: Sequence[Sample], verdict: Verdict, role: Role) -> tuple[Sample, ...]:
-        own = (sample for sample in samples if not names.fullmatch(sample.path.name))
+        # By name: the run may have been moved since it was fitted.
+        own = (sample for sample in samples if sample.path.stem not in feedback.earlier)
         return (*own, *(picture.sample(run_folder) for picture in feedback.of(verdict, role)))
 
     return FewShotSplit(

@@ -66,8 +66,8 @@ def comparison_table(comparison: Comparison) -> Table:
         f"{len(comparison.decided.changed)} images changed sides; at most {_SHOWN} are shown.",
     )
     return Table(
-        "Neither model was fitted on or calibrated with any of these images; each decides at its own threshold; "
-        "95 % Clopper-Pearson intervals",
+        "Neither model was fitted on or calibrated with any of these images; each decides at its own threshold, but "
+        "where it is said to be moved; 95 % Clopper-Pearson intervals",
         ("images", "running", "interval", "new", "interval", "change"),
         tuple(rows),
         " ".join(notes),
