@@ -122,7 +122,7 @@ class Feedback:
     read: Mapping[str, Callable[[], NDArray[np.uint8]]]
     added: frozenset[str]
     withdrawn: frozenset[str]
-    earlier: frozenset[str] = frozenset()
+    earlier: frozenset[str]
 
     def of(self, verdict: Verdict, role: Role) -> tuple[FeedbackPicture, ...]:
         """The pictures of a verdict that have a role."""
