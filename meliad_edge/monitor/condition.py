@@ -22,6 +22,8 @@ _SMALL_WIDTH = 160
 _ECC_BLUR = 5
 # Of the absolute value of a normal distribution with standard deviation 1.
 _MEDIAN_OF_ABSOLUTE = 0.6745
+# Pixels that deviate by more, in the median, belong to what moves; so much of a picture must stand still.
+_STILL_LEVELS, _SMALLEST_STILL = 8.0, 0.1
 # Detail that noise does not drown.
 _SMALLEST_DETAIL = 0.5
 
@@ -42,6 +44,7 @@ class ConditionLimits:
         blurred_share: Fine detail, over what the camera showed first, below which it is blurred.
         alike: Correlation of edges with the camera's first pictures below which it may have moved.
         found_again: Correlation that must come back once a movement is undone, or the scene is another one.
+        gained: What undoing it must add to the correlation.
         moved_share: Displacement over the width of the picture that counts.
     """
 
@@ -54,8 +57,9 @@ class ConditionLimits:
     learning_looks: int = 40
     deciding_looks: int = 10
     blurred_share: float = 0.5
-    alike: float = 0.9
-    found_again: float = 0.75
+    alike: float = 0.85
+    found_again: float = 0.7
+    gained: float = 0.1
     moved_share: float = 0.01
 
 
@@ -133,9 +137,9 @@ class _Light:
         """The condition of one picture."""
         limits = self._limits
         # Half a percent: hot pixels, or the letters that a camera writes into its picture.
-        brightest = float(np.partition(glance, -max(1, glance.size // 200), axis=None)[-max(1, glance.size // 200)])
-        if brightest <= limits.black_level:
-            return "black", f"nothing is brighter than {brightest:.0f} of 255: is the lens covered, is the light on?"
+        if np.count_nonzero(glance > limits.black_level) <= glance.size // 200:
+            level = float(np.median(glance))
+            return "black", f"the picture is dark, {level:.0f} of 255: is the lens covered, is the light on?"
         white = _share_at_or_above(glance, limits.white_level)
         if white >= min(0.98, self._usual_white + limits.white_share):
             return "overexposed", f"{white:.0%} of the picture is white: check exposure and light"
@@ -202,9 +206,11 @@ class _Place:
         self._first: list[NDArray[np.uint8]] = []
         self._recent: deque[NDArray[np.uint8]] = deque(maxlen=limits.deciding_looks)
         self._reference: NDArray[np.float32] | None = None
+        self._still = np.zeros((1, 1), np.uint8)  # 1 where the first pictures agreed.
         self._usual = 0.0  # Correlation of the camera's own first pictures with each other.
         self._looks = 0
         self._seen = "", ""
+        self._moved: float | None = None  # By how much, at the look before.
 
     def update(self, image: NDArray[np.uint8]) -> tuple[str, str]:
         small = _small(image)
@@ -229,24 +235,33 @@ class _Place:
         """The median of the first pictures has no moving parts; its halves tell how alike such medians are."""
         middle = len(self._first) // 2
         halves = [_edges(_median(self._first[part])) for part in (slice(middle), slice(middle, None))]
-        self._usual = _correlation(*halves)
-        self._reference = _edges(_median(self._first))
+        median = _median(self._first)
+        deviation = np.median(np.abs(np.stack(self._first) - median), axis=0)
+        still = (deviation <= _STILL_LEVELS).astype(np.uint8)
+        self._still = np.asarray(cv2.erode(still, np.ones((5, 5), np.uint8)), dtype=np.uint8)
+        self._usual = _correlation(*halves, self._still)
+        self._reference = _edges(median)
         self._first.clear()
 
     def _judge(self, reference: NDArray[np.float32]) -> tuple[str, str]:
         limits = self._limits
-        if self._usual < limits.found_again:
-            return "", ""  # Nothing stands still here.
+        if self._usual < limits.found_again or self._still.mean() < _SMALLEST_STILL:
+            return "", ""  # Nothing to hold on to stands still here.
         now = _edges(_median(self._recent))
-        alike = _correlation(reference, now)
+        alike = _correlation(reference, now, self._still)
         if alike >= limits.alike * self._usual:
             return "", ""
-        moved = _find_movement(reference, now)
+        moved = _find_movement(reference, now, self._still)
+        before, self._moved = self._moved, None
         if moved is None:
             return "", ""
         correlation, shift, turn = moved
-        if correlation < max(limits.found_again * self._usual, alike) or shift < limits.moved_share:
+        if correlation < max(limits.found_again, alike + limits.gained) or shift < limits.moved_share:
             return "", ""
+        # Parts that pass are laid over one another in ever new ways; a camera stays where it was put.
+        self._moved = shift
+        if before is None or abs(before - shift) > 0.5 * limits.moved_share:
+            return self._seen
         return (
             "moved",
             f"the camera has moved by {shift:.1%} of the picture's width, turned by {turn:.1f} degrees: "
@@ -293,13 +308,18 @@ def _edges(picture: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(strength, dtype=np.float32)
 
 
-def _correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    a, b = first - first.mean(), second - second.mean()
+def _correlation(first: NDArray[np.float32], second: NDArray[np.float32], still: NDArray[np.uint8]) -> float:
+    a, b = first[still != 0], second[still != 0]
+    if not a.size:
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt(np.sum(a * a) * np.sum(b * b)))
     return float(np.sum(a * b)) / scale if scale > 0.0 else 0.0
 
 
-def _find_movement(reference: NDArray[np.float32], now: NDArray[np.float32]) -> tuple[float, float, float] | None:
+def _find_movement(
+    reference: NDArray[np.float32], now: NDArray[np.float32], still: NDArray[np.uint8]
+) -> tuple[float, float, float] | None:
     """Shift and rotation that lay one picture over the other.
 
     Returns:
@@ -311,10 +331,9 @@ def _find_movement(reference: NDArray[np.float32], now: NDArray[np.float32]) -> 
     (x, y), _ = cv2.phaseCorrelate(reference, now, window)
     warp = np.array([[1, 0, x], [0, 1, y]], np.float32)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-4)
-    everywhere = np.ones_like(reference, dtype=np.uint8)
     try:
         correlation, moved = cv2.findTransformECC(
-            reference, now, warp, cv2.MOTION_EUCLIDEAN, criteria, everywhere, _ECC_BLUR
+            reference, now, warp, cv2.MOTION_EUCLIDEAN, criteria, still, _ECC_BLUR
         )
     except cv2.error:  # It does not converge: these are different scenes.
         return None
