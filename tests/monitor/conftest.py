@@ -19,6 +19,7 @@ from meliad_edge.device_threshold import LiveThreshold
 from meliad_edge.event_store import EventStore
 from meliad_edge.events import Event, EventKind, EventState, EventTracker, Moment, Window
 from meliad_edge.monitor.board import Board
+from meliad_edge.monitor.liveness import Liveness
 from meliad_edge.monitor.metrics import Metrics, SinkStatus
 from meliad_edge.monitor.model_info import ModelInfo
 from meliad_edge.monitor.web.access import Access
@@ -125,6 +126,7 @@ class Watch:
             self.metrics,
             store=self.store,
             access=self.access,
+            liveness=Liveness(self.board, clock=lambda: self.now_s),
         )
 
     def decide(self, camera: str, image: NDArray[np.uint8], *, latency_s: float = 0.02) -> Decision:
@@ -193,6 +195,14 @@ def watch(tmp_path: Path, bundle_file: Path) -> Iterator[Watch]:
 
 
 @pytest.fixture
+def other_watch(tmp_path: Path, bundle_file: Path) -> Iterator[Watch]:
+    """Of other cameras."""
+    watch = Watch(tmp_path / "other", bundle_file, ["oven"])
+    yield watch
+    watch.sink.close()
+
+
+@pytest.fixture
 def site(watch: Watch) -> Iterator[Site]:
     """Open to everybody on this machine."""
     server = WebServer(watch.make_app())
@@ -208,6 +218,23 @@ def locked_site(tmp_path: Path, bundle_file: Path) -> Iterator[Site]:
     yield Site(watch, server, server.start())
     server.stop()
     watch.sink.close()
+
+
+@pytest.fixture
+def hang() -> Callable[[Watch], None]:
+    """Let frames wait for a frame loop that takes none up."""
+
+    def hang(watch: Watch) -> None:
+        watch.board.watcher = Watcher(
+            watch.predictor,
+            [Camera(reader) for reader in watch.readers.values()],
+            on_event=watch.publish,
+            on_notice=watch.board.record_notice,
+            on_failure=lambda name, error: None,
+        )
+        watch.readers["belt"].read = 3
+
+    return hang
 
 
 @pytest.fixture

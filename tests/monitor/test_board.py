@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,6 @@ from meliad_edge.monitor.board import ScorePoint
 from meliad_edge.monitor.liveness import STALLED_AFTER_S, Liveness
 from meliad_edge.monitor.web.cameras import thin
 from meliad_edge.stream.reader import ReaderState
-from meliad_edge.stream.watcher import Camera, Watcher
 
 
 def status(watch: Any, name: str) -> Any:
@@ -101,23 +100,10 @@ def test_thinning_takes_what_is_not_a_number_for_the_highest() -> None:
     )
 
 
-def make_liveness(watch: Any) -> Liveness:
-    """Of a watch whose frame loop never runs."""
-    watch.board.watcher = Watcher(
-        watch.predictor,
-        [Camera(reader) for reader in watch.readers.values()],
-        on_event=watch.publish,
-        on_notice=watch.board.record_notice,
-        on_failure=lambda name, error: None,
-    )
-    return Liveness(watch.board, clock=lambda: watch.now_s)
-
-
-def test_a_frame_that_nobody_takes_up_is_a_stall(watch: Any) -> None:
-    liveness = make_liveness(watch)
-    assert liveness.is_alive
-    watch.readers["belt"].read = 3
-    assert liveness.is_alive
+def test_a_frame_that_nobody_takes_up_is_a_stall(watch: Any, hang: Callable[[Any], None]) -> None:
+    liveness = Liveness(watch.board, clock=lambda: watch.now_s)
+    assert liveness.is_alive, "before the watch has begun"
+    hang(watch)
     watch.now_s += 2.0
     assert liveness.is_alive
     watch.now_s += STALLED_AFTER_S
@@ -129,8 +115,9 @@ def test_a_frame_that_nobody_takes_up_is_a_stall(watch: Any) -> None:
     assert liveness.is_alive
 
 
-def test_a_camera_that_is_lost_is_no_stall(watch: Any) -> None:
-    liveness = make_liveness(watch)
+def test_a_camera_that_is_lost_is_no_stall(watch: Any, hang: Callable[[Any], None]) -> None:
+    liveness = Liveness(watch.board, clock=lambda: watch.now_s)
+    hang(watch)
     for reader in watch.readers.values():
         reader.state = ReaderState.WAITING
         reader.read = reader.stale = 7
@@ -139,8 +126,10 @@ def test_a_camera_that_is_lost_is_no_stall(watch: Any) -> None:
         assert liveness.is_alive
 
 
-def test_a_first_frame_after_a_long_silence_is_no_stall(watch: Any) -> None:
-    liveness = make_liveness(watch)
+def test_a_first_frame_after_a_long_silence_is_no_stall(watch: Any, hang: Callable[[Any], None]) -> None:
+    liveness = Liveness(watch.board, clock=lambda: watch.now_s)
+    hang(watch)
+    watch.readers["belt"].read = 0
     assert liveness.is_alive
     watch.now_s += 3600.0
     watch.readers["belt"].read = 1

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -267,6 +267,14 @@ def test_health_and_readiness(site: Any, client: httpx.Client) -> None:
     assert client.get("/healthz").status_code == 200, "a restart brings no camera back"
 
 
+def test_a_frame_loop_that_hangs_is_not_healthy(site: Any, client: httpx.Client, hang: Callable[[Any], None]) -> None:
+    hang(site.watch)
+    assert client.get("/healthz").status_code == 200
+    site.watch.now_s += 31.0
+    response = client.get("/healthz")
+    assert (response.status_code, response.json()) == (503, {"alive": False, "stalled_s": 31.0})
+
+
 def test_metrics_are_served(site: Any, client: httpx.Client, pictures: Any) -> None:
     site.watch.decide("belt", pictures(40))
     response = client.get("/metrics")
@@ -316,4 +324,5 @@ def test_an_error_of_ours_is_logged_and_not_shown(
     response = client.get("/api/v1/events")
     assert problem(response)["status"] == 500
     assert "secret" not in response.text
+    assert response.headers["x-content-type-options"] == "nosniff"
     assert "secret detail" in caplog.text

@@ -34,18 +34,18 @@ def read_token(file: Path) -> str:
         file: Holds the token and nothing else but white space around it.
 
     Raises:
-        UsageError: It cannot be read, or is too short to be a secret.
+        UsageError: It cannot be read, or is no secret of a sensible length.
     """
     try:
         with file.open("rb") as opened:
-            token = opened.read(_LARGEST_TOKEN).decode().strip()
+            token = opened.read(_LARGEST_TOKEN + 1).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         msg = f"--token-file {file}: cannot be read ({reason})"
         raise UsageError(msg) from error
-    if len(token) < _SMALLEST_TOKEN or not token.isascii() or not token.isprintable():
+    if not _SMALLEST_TOKEN <= len(token) <= _LARGEST_TOKEN or not token.isascii() or not token.isprintable():
         msg = (
-            f"--token-file {file}: a token has at least {_SMALLEST_TOKEN} printable ASCII characters; "
+            f"--token-file {file}: a token has {_SMALLEST_TOKEN} to {_LARGEST_TOKEN} printable ASCII characters; "
             f"make one with: openssl rand -hex 24"
         )
         raise UsageError(msg)

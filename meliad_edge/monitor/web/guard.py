@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import HTTPException
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
@@ -10,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meliad_edge.monitor.web.access import Access, is_from_another_site
 from meliad_edge.monitor.web.problems import problem_response
+
+_logger = logging.getLogger(__name__)
 
 _LARGEST_BODY_BYTES = 16 * 1024
 _TOO_LARGE = f"a body has at most {_LARGEST_BODY_BYTES} bytes"
@@ -44,7 +48,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        has_begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _SECURITY_HEADERS.items():
@@ -56,7 +64,13 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, send_with_headers)
             return
-        await self._app(scope, _SmallBody(receive).receive, send_with_headers)
+        try:
+            await self._app(scope, _SmallBody(receive).receive, send_with_headers)
+        except Exception:
+            _logger.exception("%s %s failed", scope["method"], scope["path"])
+            if not has_begun:
+                failure = problem_response(500, "this is an error of meliad-edge; its log says more")
+                await failure(scope, receive, send_with_headers)
 
     def _refuse(self, connection: HTTPConnection, method: str) -> Response | None:
         host = connection.headers.get("host", "")

@@ -79,8 +79,7 @@ class LivePictures:
         key = (camera, with_overlay)
         kept = self._kept.get(key)
         now_s = self._clock()
-        is_due = kept is None or (kept.decision is not decision and now_s - kept.begun_s >= _SHORTEST_INTERVAL_S)
-        if kept is None or is_due:
+        if kept is None or (kept.decision is not decision and now_s - kept.begun_s >= _SHORTEST_INTERVAL_S):
             loop = asyncio.get_running_loop()
             colour_range = self._threshold.calibration.colour_range if with_overlay else None
             future = loop.run_in_executor(self._encoder, _encode, decision, colour_range)

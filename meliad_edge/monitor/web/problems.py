@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http
-import logging
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -13,8 +12,6 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from meliad_edge.errors import DataError, UsageError
-
-_logger = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
@@ -41,7 +38,7 @@ def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Let an application answer every error with a problem."""
+    """Let an application answer with a problem whatever is refused; :class:`Guard` answers what fails."""
 
     @app.exception_handler(StarletteHTTPException)
     async def refuse(request: Request, error: HTTPException) -> JSONResponse:
@@ -60,8 +57,3 @@ def add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(DataError)
     async def not_found(request: Request, error: DataError) -> JSONResponse:
         return problem_response(404, str(error))
-
-    @app.exception_handler(Exception)
-    async def fail(request: Request, error: Exception) -> JSONResponse:
-        _logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return problem_response(500, "this is an error of meliad-edge; its log says more")

@@ -36,6 +36,7 @@ export class History {
       while (this.#points.length && Math.floor(this.#points.at(-1)[0]) >= Math.floor(point[0])) this.#points.pop();
       this.#points.push(point);
     }
+    while (this.#points.length && this.#points[0][0] < this.#points.at(-1)[0] - SHOWN_S) this.#points.shift();
   }
 
   draw(nowS) {

@@ -5,6 +5,7 @@ import { byId, clone, element, fieldsOf, setState, setText } from "./dom.js";
 import { clockTime, dateTime, eventState, eventSummary, score } from "./words.js";
 
 const PAGE = 30;
+const MOST_SHOWN = 300;
 
 export class EventList {
   #events = new Map(); // shown, by id
@@ -59,7 +60,9 @@ export class EventList {
         while (byId("announcements").childElementCount > 5) byId("announcements").firstElementChild.remove();
       }
       if (this.#events.has(event.id) || this.#matches(event)) this.#put(event, isNews);
+      this.onChange(event);
     }
+    this.#trim();
     this.#count();
   }
 
@@ -156,7 +159,6 @@ export class EventList {
       if (isNews) item.classList.add("news");
     }
     this.#show(item, event);
-    this.onChange(event);
   }
 
   #isOlder(one, other) {
@@ -196,6 +198,18 @@ export class EventList {
     this.#items.get(this.#selected)?.removeAttribute("aria-current");
     this.#selected = id;
     this.#items.get(id)?.setAttribute("aria-current", "true");
+  }
+
+  // A page that is open for weeks must not grow; older events come back with the button.
+  #trim() {
+    while (this.root.childElementCount > MOST_SHOWN) {
+      const { id } = this.root.lastElementChild.dataset;
+      this.root.lastElementChild.remove();
+      this.#events.delete(id);
+      this.#items.delete(id);
+      this.#next = this.root.lastElementChild.dataset.id;
+    }
+    byId("older").hidden = this.#next === null;
   }
 
   #count() {

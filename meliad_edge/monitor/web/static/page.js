@@ -28,10 +28,14 @@ const events = new EventList({ onOpen: open, onChange: (event) => detail.show(ev
 const tiles = new Tiles(open);
 const threshold = new ThresholdControl({ onStanding: (standing) => (tiles.lowestScore = standing.score_range[0]), say });
 
+let shownVersion = null;
+
 async function showAbout() {
   const { version, model, needs_token } = await ask("/about");
   setText(byId("model"), model.name);
-  setText(byId("model-facts"), `version ${model.version} · ${model.engine}, ${model.precision} · ${model.sha256.slice(0, 12)} · meliad-edge ${version}`);
+  if (shownVersion !== null && shownVersion !== version) location.reload(); // The watch was updated meanwhile.
+  shownVersion = version;
+  setText(byId("model-facts"), `${model.version ? `version ${model.version} · ` : ""}${model.engine}, ${model.precision} · ${model.sha256.slice(0, 12)} · meliad-edge ${version}`);
   byId("log-out").hidden = !needs_token;
 }
 
@@ -42,7 +46,7 @@ function showState({ cameras, threshold: value }, timeS) {
   events.setCameras(cameras.map((camera) => camera.name));
   const overall = overallState(cameras);
   setState(byId("overall"), overall);
-  setText(document.querySelector("title"), `${overall.state === "anomaly" ? "▲ " : ""}${overall.word} · meliad-edge`);
+  document.title = `${overall.state === "anomaly" ? "▲ " : ""}${overall.word} · meliad-edge`;
   if (thresholdNow !== null && thresholdNow !== value) threshold.reload().catch(() => {});
   thresholdNow = value;
 }

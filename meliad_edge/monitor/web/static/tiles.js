@@ -114,6 +114,8 @@ export class Tiles {
   }
 
   show(cameras, nowS) {
+    const isOther = cameras.some(({ number, name }) => this.#tiles.has(number) && this.#tiles.get(number).name !== name);
+    if (isOther || this.#tiles.size > cameras.length) location.reload(); // The watch was started with other cameras.
     for (const camera of cameras) this.#tile(camera).show(camera, nowS, this.lowestScore);
   }
 
@@ -124,11 +126,10 @@ export class Tiles {
 
   #tile(camera) {
     let tile = this.#tiles.get(camera.number);
-    if (tile?.name !== camera.name) {
-      const made = new Tile(camera, this.openEvent);
-      if (tile) tile.root.replaceWith(made.root);
-      else this.root.append(made.root);
-      this.#tiles.set(camera.number, (tile = made));
+    if (!tile) {
+      tile = new Tile(camera, this.openEvent);
+      this.#tiles.set(camera.number, tile);
+      this.root.append(tile.root);
     }
     return tile;
   }
