@@ -182,12 +182,21 @@ def test_events_are_judged_with_the_keyboard(site: Any, open_page: Any) -> None:
 def test_keys_are_not_taken_from_a_field(site: Any, open_page: Any) -> None:
     event = site.watch.begin_anomaly("belt")
     page = open_page(site.url)
+    expect(page.locator(".event")).to_have_count(1)
     page.keyboard.press("j")
+    expect(page.locator(".event")).to_be_focused()
     page.locator("#filter select").first.focus()
     page.keyboard.press("c")
     page.locator("#open-threshold").click()
+    expect(page.locator("#threshold")).to_be_visible()
     page.keyboard.press("c")
-    assert site.watch.store.event(event.id).verdict is None
+    page.keyboard.press("Escape")
+    page.locator(".event").focus()
+    page.keyboard.press("r")  # The first that counts.
+    wait_for(page, lambda: site.watch.store.event(event.id).verdict is not None)
+    assert site.watch.store.event(event.id).verdict is Verdict.REJECTED
+    page.keyboard.press("u")
+    wait_for(page, lambda: site.watch.store.event(event.id).verdict is None)
 
 
 def test_what_others_judge_is_seen(site: Any, open_page: Any) -> None:

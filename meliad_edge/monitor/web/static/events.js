@@ -13,6 +13,7 @@ export class EventList {
   #next = null;
   #selected = null;
   #undo = [];
+  #work = Promise.resolve();
   #known = new Set(); // announced, or older than this page
 
   constructor({ onOpen, onChange, say }) {
@@ -78,8 +79,16 @@ export class EventList {
     return id;
   }
 
-  // Asking for the verdict that an event has takes it back.
-  async judge(id, verdict) {
+  // Asking for the verdict that an event has takes it back. One after the other: an undo may come before the answer.
+  judge(id, verdict) {
+    this.#work = this.#work.then(() => this.#judge(id, verdict));
+  }
+
+  undo() {
+    this.#work = this.#work.then(() => this.#takeBack());
+  }
+
+  async #judge(id, verdict) {
     const event = this.#events.get(id) ?? (await ask(`/events/${id}`).catch(() => null));
     if (!event) return;
     if (event.kind !== "anomaly") {
@@ -90,7 +99,7 @@ export class EventList {
     if (await this.#putVerdict(id, given)) this.#undo.push([id, event.verdict]);
   }
 
-  async undo() {
+  async #takeBack() {
     const last = this.#undo.pop();
     if (!last) {
       this.say("Nothing to undo");
