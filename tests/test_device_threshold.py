@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from meliad_edge.bundle import Manifest, open_bundle, write_bundle
 from meliad_edge.calibrate import calibrate, move_threshold
-from meliad_edge.device_threshold import set_threshold, threshold_file, with_device_threshold
+from meliad_edge.device_threshold import LiveThreshold, set_threshold, threshold_file, with_device_threshold
 from meliad_edge.errors import BundleError, UsageError
 from meliad_edge.precision import DEFAULT_LIMITS
 
@@ -84,3 +85,34 @@ def test_the_threshold_of_another_bundle_is_refused(file: Path, invoke: Callable
     outcome = invoke("watch", file, file.parent)
     assert outcome.code == 5
     assert "belongs to another bundle than line3.meliad" in outcome.error_line
+
+
+class Deciding:
+    """Has a bundle, as a predictor does."""
+
+    def __init__(self, file: Path) -> None:
+        self.bundle = open_bundle(file)
+
+
+def test_a_threshold_moves_while_frames_are_decided_and_stays_after_a_restart(file: Path) -> None:
+    predictor = Deciding(file)
+    live = LiveThreshold(predictor, file)
+    assert live.preview(value=70.0).threshold == 70.0
+    assert live.calibration == live.shipped, "a preview changes nothing"
+    moved = live.move(value=70.0)
+    assert predictor.bundle.calibration == live.calibration == moved
+    again = Deciding(file)
+    again.bundle = with_device_threshold(again.bundle, file)
+    restarted = LiveThreshold(again, file)
+    assert (restarted.calibration, restarted.shipped) == (moved, live.shipped)
+    assert restarted.move(false_alarm_rate=0.5) == calibrate([60.0, 80.0, 100.0], target_false_alarm_rate=0.5)
+    assert restarted.reset() == live.shipped
+    assert not threshold_file(file).exists()
+
+
+def test_those_who_move_a_threshold_at_once_do_not_mix(file: Path) -> None:
+    live = LiveThreshold(Deciding(file), file)
+    with ThreadPoolExecutor(8) as people:
+        for _ in people.map(lambda value: live.move(value=value), [float(value) for value in range(200)]):
+            assert with_device_threshold(open_bundle(file), file)
+    assert with_device_threshold(open_bundle(file), file).calibration == live.calibration

@@ -69,16 +69,20 @@ def event_routes(store: EventStore | None) -> APIRouter:
     @router.get("/{event_id}/files/{name}", response_class=Response)
     def show_picture(request: Request, event_id: str, name: str) -> Response:
         """A picture of an event: what was decided, the frame as it was scored, or a frame around it."""
-        folder = find(event_id).folder
-        file = folder / name
-        if not _PICTURE.fullmatch(name) or not file.is_file():
-            raise HTTPException(404, f"event {event_id} has no such picture")
-        status = file.stat()
-        # A picture is replaced when the event reaches a higher score: it is kept, but asked about every time.
-        headers = {"ETag": f'"{status.st_mtime_ns:x}-{status.st_size:x}"', "Cache-Control": "private, no-cache"}
-        if request.headers.get("if-none-match") == headers["ETag"]:
-            return Response(status_code=304, headers=headers)
-        return Response(file.read_bytes(), media_type=_MEDIA_TYPES[file.suffix], headers=headers)
+        file = find(event_id).folder / name
+        missing = HTTPException(404, f"event {event_id} has no such picture")
+        if not _PICTURE.fullmatch(name):
+            raise missing
+        try:
+            status = file.stat()
+            # A picture is replaced when the event reaches a higher score: it is kept, but asked about every time.
+            headers = {"ETag": f'"{status.st_mtime_ns:x}-{status.st_size:x}"', "Cache-Control": "private, no-cache"}
+            if request.headers.get("if-none-match") == headers["ETag"]:
+                return Response(status_code=304, headers=headers)
+            content = file.read_bytes()
+        except FileNotFoundError:  # Or pruned meanwhile.
+            raise missing from None
+        return Response(content, media_type=_MEDIA_TYPES[file.suffix], headers=headers)
 
     @router.put("/{event_id}/verdict", responses=describe_problems(422))
     def judge_event(event_id: str, judgement: Judgement) -> Event:
@@ -126,6 +130,7 @@ def _newest_first(
 
 
 def _list_pictures(stored: StoredEvent) -> list[str]:
-    if not stored.folder.is_dir():
+    try:
+        return sorted(file.name for file in stored.folder.iterdir() if _PICTURE.fullmatch(file.name))
+    except FileNotFoundError:  # There are none, or they were pruned meanwhile.
         return []
-    return sorted(file.name for file in stored.folder.iterdir() if _PICTURE.fullmatch(file.name))
