@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from meliad_edge.calibrate import Calibration
+from meliad_edge.device_threshold import LiveThreshold
 from meliad_edge.errors import MeliadError
 from meliad_edge.event_store import EventStore
 from meliad_edge.events import Event
 from meliad_edge.monitor.board import Board
+from meliad_edge.monitor.condition import ConditionMonitor
+from meliad_edge.monitor.drift import DriftMonitor
+from meliad_edge.monitor.model_info import ModelInfo
 from meliad_edge.runtime.batching import measure_batch_size
 from meliad_edge.runtime.predictor import Predictor
 from meliad_edge.sinks.clips import Clip, ClipRecorder, ClipSink
@@ -24,6 +30,9 @@ from meliad_edge.stream.uri import SourceUri, parse_source, redact, with_unique_
 from meliad_edge.stream.watch_config import CameraConfig
 from meliad_edge.stream.watcher import Camera, Decision, Watcher, WatchSummary
 
+if TYPE_CHECKING:
+    from meliad_edge.monitor.metrics import Metrics, SinkStatus
+
 _LARGEST_BATCH = 8
 _LOOK_EVERY_S = 1.0
 
@@ -32,6 +41,8 @@ def open_cameras(
     configs: Sequence[CameraConfig],
     secrets: Mapping[str, Credentials],
     give_up: Callable[[str, MeliadError], None],
+    *,
+    calibration: Calibration | None = None,
 ) -> list[Camera]:
     """The cameras that can be watched, not started; one that cannot is given up and the rest goes on.
 
@@ -39,6 +50,7 @@ def open_cameras(
         configs: How each is watched.
         secrets: Credentials by name of the camera.
         give_up: Takes the name of a source that cannot be opened, and why.
+        calibration: What the scores of a camera shall be like; None watches neither cameras nor scores for that.
     """
     parsed: list[tuple[SourceUri, CameraConfig]] = []
     for config in configs:
@@ -52,10 +64,29 @@ def open_cameras(
     cameras = []
     for source, (_, config) in zip(named, parsed, strict=True):
         try:
-            cameras.append(_open_camera(source, config, secrets))
+            cameras.append(_open_camera(source, config, secrets, calibration))
         except MeliadError as error:
             give_up(source.name, error)
     return cameras
+
+
+@dataclass(frozen=True, slots=True)
+class PageAddress:
+    """Where the page of a watch is served.
+
+    Attributes:
+        host: Name or address of this machine; what others can reach needs a token.
+        port: 0 takes a free one.
+        token: What whoever looks must know; None lets in everybody on this machine.
+        certificate: PEM file; with it HTTPS is served.
+        key: PEM file with its private key; None when that is in the same file.
+    """
+
+    host: str
+    port: int
+    token: str | None = field(default=None, repr=False)
+    certificate: Path | None = None
+    key: Path | None = None
 
 
 class Watch:
@@ -86,6 +117,8 @@ class Watch:
     ) -> None:
         self.board = Board(cameras)
         self.store = store
+        self._predictor = predictor
+        self._metrics: Metrics | None = None
         self._on_notice = on_notice
         self._on_decision = on_decision
         self._open = ExitStack()
@@ -127,6 +160,30 @@ class Watch:
         if self.store is not None:
             self.store.close()
 
+    def serve(self, address: PageAddress) -> str:
+        """Serve the page, its interface and the metrics until the ``with`` block is left; returns the URL.
+
+        Raises:
+            MissingExtraError: The extra ``monitor`` is not installed.
+            UsageError: The address cannot be used, or others could reach it without a token.
+        """
+        from meliad_edge.monitor.metrics import Metrics
+        from meliad_edge.monitor.web.access import Access
+        from meliad_edge.monitor.web.app import create_app
+        from meliad_edge.monitor.web.server import WebServer
+
+        threshold = LiveThreshold(self._predictor, self._predictor.bundle.path)
+        model = ModelInfo.of(self._predictor)
+        metrics = Metrics(
+            self.board, model, threshold=lambda: threshold.calibration.threshold, sinks=self._sink_statuses
+        )
+        app = create_app(self.board, threshold, model, metrics, store=self.store, access=Access(address.token))
+        server = WebServer(app, address.host, address.port, certificate=address.certificate, key=address.key)
+        url = server.start()
+        self._open.callback(server.stop)
+        self._metrics = metrics
+        return url
+
     def run(self, *, max_frames: int | None = None) -> None:
         """Watch until every source is finished, ``max_frames`` were scored, or an exception such as Ctrl-C."""
         self.watcher.run(max_frames=max_frames)
@@ -134,6 +191,20 @@ class Watch:
     def summary(self) -> WatchSummary:
         """Counters and latencies so far."""
         return self.watcher.summary()
+
+    def _sink_statuses(self) -> list[SinkStatus]:
+        from meliad_edge.monitor.metrics import SinkStatus
+
+        queued = [
+            SinkStatus(
+                sink.name,
+                pending=sink.published - sink.delivered - sink.overflowed - sink.failed,
+                lost=sink.overflowed + sink.failed,
+            )
+            for sink in self.sinks
+        ]
+        delivered = (delivery.status for delivery in self.deliveries)
+        return queued + [SinkStatus(one.name, one.pending, one.lost + one.rejected) for one in delivered]
 
     def _add_delivery(self, store: EventStore, destination: Destination) -> None:
         delivery = Delivery(store, destination)
@@ -157,6 +228,8 @@ class Watch:
         if self._clips is not None:
             self._clips.record_decision(decision)
         self.board.record_decision(decision)
+        if self._metrics is not None:
+            self._metrics.record_decision(decision)
         self._on_decision(decision)
 
     def _take_notice(self, camera: str, notice: str) -> None:
@@ -191,15 +264,20 @@ class _ModelFile:
         return status.st_ino, status.st_mtime_ns
 
 
-def _open_camera(source: SourceUri, config: CameraConfig, secrets: Mapping[str, Credentials]) -> Camera:
+def _open_camera(
+    source: SourceUri, config: CameraConfig, secrets: Mapping[str, Credentials], calibration: Calibration | None
+) -> Camera:
     credentials = find_credentials(source.name, secrets)
     if credentials is not None:
         source = with_credentials(source, credentials)
+    lasts = source.is_live or config.follow
     return Camera(
         open_source(source, max_fps=config.max_fps, follow=config.follow),
         view=config.to_view(),
         window=config.to_window(),
         latency_budget_s=None if config.latency_budget_ms is None else 1e-3 * config.latency_budget_ms,
+        monitor=ConditionMonitor() if calibration is not None and source.is_live else None,
+        drift=DriftMonitor(calibration.scores) if calibration is not None and lasts else None,
     )
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from meliad_edge.stream.reader import Reader
     from meliad_edge.stream.watch_config import CameraConfig
     from meliad_edge.stream.watcher import Decision, WatchSummary
+    from meliad_edge.watch import PageAddress
+
+_LARGEST_PORT = 65_535
 
 
 def command(
@@ -56,6 +59,15 @@ def command(
     ] = None,
     keep_days: Annotated[float, typer.Option(min=0.0, help="Remove events nobody judged when they are older.")] = 30.0,
     keep_gb: Annotated[float, typer.Option(min=0.0, help="Remove the oldest beyond so many gigabytes.")] = 10.0,
+    serve: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve a page, /metrics and an HTTP interface.", show_default=False),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds the token that opens the page to other machines.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM certificate: serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event, then a summary.")] = False,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many scored frames.")] = None,
     window: Annotated[
@@ -73,6 +85,7 @@ def command(
     from meliad_edge.stream.credentials import read_secrets
     from meliad_edge.watch import Watch, open_cameras
 
+    page = None if serve is None else _page_address(serve, token_file, tls_cert, tls_key)
     configs = _camera_configs(config, sources or [], window, follow)
     secrets = {} if camera_secrets is None else read_secrets(camera_secrets)
     predictor = load_predictor(model, precision=precision, engine=engine, threads=threads)
@@ -86,7 +99,7 @@ def command(
         if len(configs) > 1:  # The error of an only source is the last line anyway.
             _say_about(name, str(error))
 
-    cameras = open_cameras(configs, secrets, give_up)
+    cameras = open_cameras(configs, secrets, give_up, calibration=predictor.bundle.calibration)
     readers = [camera.reader for camera in cameras]
     with ExitStack() as stack:
         stdout = sys.stdout  # A progress bar on a terminal replaces it with one that writes to standard error.
@@ -104,6 +117,8 @@ def command(
                 on_decision=_bar_mover(bar, readers, max_frames),
             )
         )
+        if page is not None:
+            say("page", watch.serve(page))
         with _interruptible():
             watch.run(max_frames=max_frames)
     deliveries = watch.delivery_statuses
@@ -133,6 +148,19 @@ def _camera_configs(file: Path | None, sources: list[str], window: str, follow: 
         msg = "nothing to watch; name a SOURCE, or a --config FILE with [[camera]] tables"
         raise UsageError(msg)
     return cameras
+
+
+def _page_address(serve: str, token_file: Path | None, tls_cert: Path | None, tls_key: Path | None) -> PageAddress:
+    from meliad_edge.errors import UsageError
+    from meliad_edge.monitor.web.access import read_token
+    from meliad_edge.watch import PageAddress
+
+    host, _, port = serve.rpartition(":")
+    if not (port.isdecimal() and int(port) <= _LARGEST_PORT):
+        msg = f"--serve {serve}: expected [HOST:]PORT as in 8080 or 0.0.0.0:8080"
+        raise UsageError(msg)
+    token = None if token_file is None else read_token(token_file)
+    return PageAddress(host.strip("[]") or "127.0.0.1", int(port), token, tls_cert, tls_key)
 
 
 def _open_outputs(

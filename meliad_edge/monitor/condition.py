@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from meliad_edge.stream.frames import Frame
 
+CONDITIONS = ("frozen", "black", "overexposed", "blurred", "moved")
 _GLANCE = 64  # Pixels per side of what every frame is judged by.
 _SMALL_WIDTH = 160
 _ECC_BLUR = 5
@@ -57,10 +58,10 @@ class ConditionLimits:
     learning_looks: int = 40
     deciding_looks: int = 10
     blurred_share: float = 0.5
-    alike: float = 0.85
-    found_again: float = 0.7
-    gained: float = 0.1
-    moved_share: float = 0.01
+    alike: float = 0.95
+    found_again: float = 0.8
+    gained: float = 0.03
+    moved_share: float = 0.015
 
 
 class ConditionMonitor:
@@ -234,12 +235,12 @@ class _Place:
     def _learn(self) -> None:
         """The median of the first pictures has no moving parts; its halves tell how alike such medians are."""
         middle = len(self._first) // 2
-        halves = [_edges(_median(self._first[part])) for part in (slice(middle), slice(middle, None))]
+        early, late = (_edges(_median(part)) for part in (self._first[:middle], self._first[middle:]))
         median = _median(self._first)
         deviation = np.median(np.abs(np.stack(self._first) - median), axis=0)
         still = (deviation <= _STILL_LEVELS).astype(np.uint8)
         self._still = np.asarray(cv2.erode(still, np.ones((5, 5), np.uint8)), dtype=np.uint8)
-        self._usual = _correlation(*halves, self._still)
+        self._usual = _correlation(early, late, self._still)
         self._reference = _edges(median)
         self._first.clear()
 
@@ -280,7 +281,7 @@ def _share_at_or_above(glance: NDArray[np.uint8], level: float) -> float:
 
 
 def _detail_and_noise(image: NDArray[np.uint8]) -> tuple[float, float]:
-    """Contrast of neighbours over that of pixels eight apart, along some rows, and what noise alone would make of it."""
+    """Contrast of neighbours over that of pixels eight apart, along rows, and what noise alone would make of it."""
     rows = image[:: max(1, image.shape[0] // 60), :, 1].astype(np.float32)
     near, far = rows[:, 1:] - rows[:, :-1], rows[:, 8:] - rows[:, :-8]
     # Most places of a picture are flat at this scale: the median of the second difference is noise.
@@ -328,7 +329,8 @@ def _find_movement(
     """
     height, width = reference.shape
     window = cv2.createHanningWindow((width, height), cv2.CV_32F)
-    (x, y), _ = cv2.phaseCorrelate(reference, now, window)
+    # Copies: where the size suits its Fourier transform, OpenCV multiplies the window into what it was given.
+    (x, y), _ = cv2.phaseCorrelate(reference.copy(), now.copy(), window)
     warp = np.array([[1, 0, x], [0, 1, y]], np.float32)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-4)
     try:

@@ -11,9 +11,10 @@ from prometheus_client.exposition import choose_encoder
 
 import meliad_edge
 from meliad_edge.monitor.board import Board, CameraStatus
+from meliad_edge.monitor.condition import CONDITIONS as CAMERA_CONDITIONS
 from meliad_edge.monitor.model_info import ModelInfo
 from meliad_edge.stream.reader import ReaderState
-from meliad_edge.stream.watcher import Decision
+from meliad_edge.stream.watcher import BLIND_CONDITIONS, Decision
 
 # Seconds; closest where the decisions of edge devices are, and at their budgets.
 LATENCY_BUCKETS_S = (
@@ -21,7 +22,7 @@ LATENCY_BUCKETS_S = (
     5.0,
 )  # fmt: skip
 # Written as 0 even before they are first seen: an alert on a series that does not exist never fires.
-CONDITIONS = ("lost", "resolution", "frozen", "black", "overexposed", "blurred", "moved")
+CONDITIONS = (*BLIND_CONDITIONS, *CAMERA_CONDITIONS)
 
 
 @dataclass(frozen=True, slots=True)

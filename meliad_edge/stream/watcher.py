@@ -38,7 +38,7 @@ _CLOSE_TIMEOUT_S = OPEN_TIMEOUT_S + 1.0
 
 
 # Conditions of the camera in which there is nothing to judge, whatever its monitor says.
-_BLIND = ("lost", "resolution")
+BLIND_CONDITIONS = ("lost", "resolution")
 # A camera that delivers nothing for so long is reported as lost.
 _LOST_AFTER_S = 5.0
 
@@ -220,7 +220,7 @@ class _Watched:
     def is_fit(self) -> bool:
         """Whether what the camera shows now says anything of the part."""
         monitor = self.camera.monitor
-        return self.condition.condition not in _BLIND and (monitor is None or monitor.is_fit)
+        return self.condition.condition not in BLIND_CONDITIONS and (monitor is None or monitor.is_fit)
 
 
 @dataclass(slots=True)
