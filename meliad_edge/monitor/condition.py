@@ -25,6 +25,7 @@ _ECC_BLUR = 5
 _MEDIAN_OF_ABSOLUTE = 0.6745
 # Pixels that deviate by more, in the median, belong to what moves; so much of a picture must stand still.
 _STILL_LEVELS, _SMALLEST_STILL = 8.0, 0.1
+_SHORTEST_ROW = 32
 # Detail that noise does not drown.
 _SMALLEST_DETAIL = 0.5
 
@@ -255,10 +256,10 @@ class _Place:
         moved = _find_movement(reference, now, self._still)
         before, self._moved = self._moved, None
         if moved is None:
-            return "", ""
+            return self._seen
         correlation, shift, turn = moved
         if correlation < max(limits.found_again, alike + limits.gained) or shift < limits.moved_share:
-            return "", ""
+            return self._seen  # Once moved, it is so until the first pictures are back.
         # Parts that pass are laid over one another in ever new ways; a camera stays where it was put.
         self._moved = shift
         if before is None or abs(before - shift) > 0.5 * limits.moved_share:
@@ -282,6 +283,8 @@ def _share_at_or_above(glance: NDArray[np.uint8], level: float) -> float:
 
 def _detail_and_noise(image: NDArray[np.uint8]) -> tuple[float, float]:
     """Contrast of neighbours over that of pixels eight apart, along rows, and what noise alone would make of it."""
+    if image.shape[1] < _SHORTEST_ROW:
+        return 0.0, 0.0
     rows = image[:: max(1, image.shape[0] // 60), :, 1].astype(np.float32)
     near, far = rows[:, 1:] - rows[:, :-1], rows[:, 8:] - rows[:, :-8]
     # Most places of a picture are flat at this scale: the median of the second difference is noise.

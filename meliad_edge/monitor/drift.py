@@ -26,7 +26,7 @@ SAMPLE_EVERY_S = 5.0
 WINDOW_SAMPLES = 1000
 # A shift that matters, and one that no longer does, in standard deviations of the calibration scores.
 SMALLEST_SHIFT, GONE_SHIFT = 0.5, 0.25
-_RECENT_SAMPLES = 30
+_RECENT_SAMPLES = 50
 _RATES = (0.001, 0.01, 0.1)
 # Standard deviation of a normal distribution over its median absolute deviation.
 _SD_PER_MAD = 1.4826
@@ -68,7 +68,7 @@ class DriftMonitor:
     """Reports scores that drift away from the calibration, and by how much.
 
     One frame every five seconds counts, and only frames that are no anomaly; what the threshold cuts off is cut off
-    from the calibration, too. Drift is reported when the capital has reached 1,000 and the median of the latest 30
+    from the calibration, too. Drift is reported when the capital has reached 1,000 and the median of the latest 50
     samples lies half a standard deviation away; it ends when that distance is below a quarter.
 
     Args:

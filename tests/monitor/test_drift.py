@@ -104,7 +104,7 @@ def test_it_ends_when_the_scores_are_back_and_may_begin_again() -> None:
 
 def test_a_shift_too_small_to_matter_is_not_reported_however_certain() -> None:
     monitor = DriftMonitor(gamma(0, 400), random.Random(0))
-    assert not any(feed(monitor, [score + 0.5 for score in gamma(1, 3000)]))
+    assert not any(feed(monitor, [score + 0.25 for score in gamma(1, 3000)]))
 
 
 def test_frames_of_one_moment_count_once() -> None:
