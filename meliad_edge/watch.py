@@ -116,6 +116,7 @@ class Watch:
         on_decision: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
         self.board = Board(cameras)
+        self._cameras = cameras
         self.store = store
         self._predictor = predictor
         self._metrics: Metrics | None = None
@@ -212,7 +213,8 @@ class Watch:
         self.deliveries.append(delivery)
 
     def _add_sink(self, sink: Sink[Event]) -> None:
-        queued = QueuedSink(sink)
+        # Files wait for a slow disk; cameras do not.
+        queued = QueuedSink(sink, lossless=not any(camera.reader.source.is_live for camera in self._cameras))
         self._open.callback(queued.close)
         self.sinks.append(queued)
 

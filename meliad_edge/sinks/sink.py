@@ -51,6 +51,7 @@ class QueuedSink(Generic[Message]):
     Args:
         sink: Where the messages go.
         capacity: Most messages waiting; with more, the newest is given up and counted.
+        lossless: With more, let the publisher wait instead: where it reads files, nothing is missed meanwhile.
         wait: Waits before a message is offered again; returns whether to give up. None waits in real time.
 
     Attributes:
@@ -61,10 +62,16 @@ class QueuedSink(Generic[Message]):
     """
 
     def __init__(
-        self, sink: Sink[Message], *, capacity: int = _CAPACITY, wait: Callable[[float], bool] | None = None
+        self,
+        sink: Sink[Message],
+        *,
+        capacity: int = _CAPACITY,
+        lossless: bool = False,
+        wait: Callable[[float], bool] | None = None,
     ) -> None:
         self._sink = sink
         self._waiting: queue.Queue[Message | None] = queue.Queue(capacity)
+        self._lossless = lossless
         self._giving_up = threading.Event()
         self._wait = wait or self._giving_up.wait
         self.published = self.delivered = self.overflowed = self.failed = 0
@@ -83,10 +90,10 @@ class QueuedSink(Generic[Message]):
         return self._waiting.qsize()
 
     def publish(self, message: Message) -> None:
-        """Queue one message; never waits and never raises."""
+        """Queue one message; never raises, and never waits unless it is lossless."""
         self.published += 1
         try:
-            self._waiting.put_nowait(message)
+            self._waiting.put(message, block=self._lossless)
         except queue.Full:
             self.overflowed += 1
 

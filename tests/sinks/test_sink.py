@@ -95,3 +95,18 @@ def test_what_cannot_be_taken_now_is_offered_again_and_told_once(caplog: pytest.
     assert len(waits) == 3
     assert (queued.delivered, queued.failed) == (3, 0)
     assert caplog.text.count("disk full") == 1
+
+
+def test_a_lossless_queue_lets_whoever_reads_files_wait() -> None:
+    sink = MemorySink()
+    sink.gate.clear()
+    queued = QueuedSink(sink, capacity=4, lossless=True)
+    publisher = threading.Thread(target=lambda: [queued.publish(number) for number in range(20, 60)])
+    publisher.start()
+    publisher.join(0.1)
+    assert publisher.is_alive()
+    sink.gate.set()
+    publisher.join(10)
+    queued.close()
+    assert sink.taken == list(range(20, 60))
+    assert (queued.delivered, queued.overflowed) == (40, 0)
