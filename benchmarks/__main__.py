@@ -27,7 +27,7 @@ Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds.", show_
 ImageSize = Annotated[
     int | None, typer.Option(help="Model input in pixels, square.  [default: chosen by fit]", show_default=False)
 ]
-DataFolder = Annotated[Path, typer.Option(help="Where the folders magnetic_tile and aws_cookies are.")]
+DataFolder = Annotated[Path, typer.Option(help="Where the folders magnetic_tile, aws_cookies and videos are.")]
 FeatureCache = Annotated[Path, typer.Option(help="Keep backbone features here.")]
 Work = Annotated[Path, typer.Option(help="Keep finished results here; the same command goes on with them.")]
 Workers = Annotated[
@@ -76,6 +76,27 @@ def startup(json: JsonFile = None, runs: Annotated[int, typer.Option(min=1, help
     from meliad_edge.benchmarks import startup as benchmark
 
     _finish(benchmark.run(runs), benchmark.describe, json)
+
+
+@app.command()
+def health(
+    json: JsonFile = None,
+    scenes: Annotated[int, typer.Option(min=1, help="Of each group.")] = 20,
+    data_folder: DataFolder = _DATA_FOLDER,
+) -> None:
+    """What is recognised of the condition of a camera, what is reported without cause, and the cost per frame."""
+    require_extra("elpv_dataset", "demo")
+    from meliad_edge.benchmarks import health as benchmark
+
+    _finish(benchmark.run(scenes, data_folder), benchmark.describe, json)
+
+
+@app.command()
+def drift(json: JsonFile = None, lines: Annotated[int, typer.Option(min=1, help="Of each kind.")] = 100) -> None:
+    """False alarms of the drift of scores, and how soon a shift is found."""
+    from meliad_edge.benchmarks import drift as benchmark
+
+    _finish(benchmark.run(lines), benchmark.describe, json)
 
 
 @app.command()

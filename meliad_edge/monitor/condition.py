@@ -1,86 +1,98 @@
-"""Whether a camera shows parts as it should: frozen, black, overexposed, blurred or moved; kept apart from anomalies.
+"""What is wrong with a camera, kept apart from what is wrong with parts: no light, no new picture, blurred, moved.
 
-What is certain at a glance, no light or nothing but light, makes a camera unfit at once: such pictures say nothing of a
-part. Blur and a moved camera are judged over seconds against what the same camera showed first, and never make it
-unfit: a false alarm there must not silence a defect.
+Black, white and frozen pictures say nothing of a part, so they make the camera unfit at once, before they are reported.
+Blur and movement are judged against what the same camera showed first and never make it unfit: a false alarm there must
+not silence a defect. All times are capture times.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from meliad_edge.monitor.glance import glance
+from meliad_edge.monitor.place import PlaceMonitor
+from meliad_edge.monitor.sharpness import SharpnessMonitor
 from meliad_edge.stream.frames import Frame
 
-CONDITIONS = ("frozen", "black", "overexposed", "blurred", "moved")
-_GLANCE = 64  # Pixels per side of what every frame is judged by.
-_SMALL_WIDTH = 160
-_ECC_BLUR = 5
-# Of the absolute value of a normal distribution with standard deviation 1.
-_MEDIAN_OF_ABSOLUTE = 0.6745
-# Pixels that deviate by more, in the median, belong to what moves; so much of a picture must stand still.
-_STILL_LEVELS, _SMALLEST_STILL = 8.0, 0.1
-_SHORTEST_ROW = 32
-# Detail that noise does not drown.
-_SMALLEST_DETAIL = 0.5
+CONDITIONS = ("black", "overexposed", "frozen", "moved", "blurred")
+# A dark pause between parts may last so many times as long as the longest of the latest ones.
+_BEYOND_USUAL, _KEPT_SPELLS = 3.0, 16
+# Share of the picture that is white in an overexposed one of a camera that is not known yet.
+_ALL_WHITE = 0.98
+# What is usual is learned from a high quantile of what was seen: the white ground, not the parts before it.
+_MOSTLY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionLimits:
-    """When something is wrong with a camera; levels are those of the green channel, 0 to 255.
+    """When something is wrong with a camera.
 
     Attributes:
-        frozen_s: The very same picture for so long. A camera's noise changes every picture, but a lossy stream of a
-            scene in which nothing moves may repeat one until its next key frame.
-        black_level: Nearly every pixel is at or below this.
-        white_level, white_share: So many pixels are at or above that, unless the camera's own pictures are like it.
-        lasting_s: How long black, white, or their absence must last to be told.
+        black_level: Levels of 255 that a covered lens with its noise stays at or below.
+        lit_share: Share of a black picture that may be brighter: hot pixels, the date that a camera writes into it. A
+            dark field whose good parts leave less than this in the light needs a smaller one.
+        white_level: Levels of 255 from which nothing is told apart.
+        white_share: Share of the picture that is white, in all three colours, of an overexposed one; of a camera that
+            looks at a white ground, of what is not white usually.
+        lasting_s: How long black or white lasts until it is reported, and its absence until that ends.
+        longest_pause_s: Where the picture is dark or white between parts, that is reported only when it lasts three
+            times as long as such pauses do, but at the latest after this.
+        frozen_s: How long the very same picture lasts until it is reported, and the camera unfit. A stream without
+            noise repeats its picture while nothing moves; a longer time than those pauses, and than from one key frame
+            to the next, keeps them apart.
         look_every_s: From one look at sharpness and place to the next.
-        learning_looks: Looks from which the camera's own sharpness and place are learned.
-        deciding_looks: Looks that must agree on blur, or are put together to one picture without moving parts.
-        blurred_share: Fine detail, over what the camera showed first, below which it is blurred.
-        alike: Correlation of edges with the camera's first pictures below which it may have moved.
-        found_again: Correlation that must come back once a movement is undone, or the scene is another one.
-        gained: What undoing it must add to the correlation.
-        moved_share: Displacement over the width of the picture that counts.
+        learning_looks: Looks from which both are learned.
+        deciding_looks: Looks that must agree on them.
+        blurred_ratio: Edges so many times as wide as usual are blurred.
+        moved_share: Displacement over the width of the picture that is a movement.
+        gone_share: Share of the still background; when less is found, the camera looks elsewhere.
+        changed_s: How long blur and movement last, beyond the looks, until they are reported, and their absence.
+        gone_s: How long the background is gone until that is reported: something may stand before it for a while.
     """
 
-    frozen_s: float = 10.0
-    black_level: float = 16.0
+    black_level: float = 24.0
+    lit_share: float = 0.01
     white_level: float = 250.0
     white_share: float = 0.7
-    lasting_s: float = 1.0
-    look_every_s: float = 0.5
-    learning_looks: int = 40
+    lasting_s: float = 2.0
+    longest_pause_s: float = 300.0
+    frozen_s: float = 30.0
+    look_every_s: float = 1.0
+    learning_looks: int = 60
     deciding_looks: int = 10
-    blurred_share: float = 0.5
-    alike: float = 0.95
-    found_again: float = 0.8
-    gained: float = 0.03
-    moved_share: float = 0.015
+    blurred_ratio: float = 1.8
+    moved_share: float = 0.01
+    gone_share: float = 0.1
+    changed_s: float = 10.0
+    gone_s: float = 60.0
 
 
 class ConditionMonitor:
-    """Judges one camera by its frames; takes some hundredths of a millisecond for most of them.
+    """Judges one camera by its frames; keeps some small pictures, however long it runs.
+
+    Conditions are ``black``, ``overexposed``, ``frozen``, ``moved`` and ``blurred``; when several hold, the first of
+    them is reported. What was learned is forgotten when the size of the frames changes.
+
+    What it cannot tell apart: a frozen camera from a noiseless stream of a scene in which nothing moves; a camera that
+    moved from a picture all of which was put elsewhere; and where no edge or nothing still is seen, sharp from blurred
+    and moved from not moved.
 
     Args:
         limits: When something is wrong.
     """
 
     def __init__(self, limits: ConditionLimits | None = None) -> None:
-        self._limits = limits or ConditionLimits()
-        self._light = _Light(self._limits)
-        self._stillness = _Stillness(self._limits)
-        self._sharpness = _Sharpness(self._limits)
-        self._place = _Place(self._limits)
-        self._look_due_s = -np.inf
-        self._seen = "", ""  # By the latest looks.
-        self._lasting = _Lasting(self._limits.lasting_s)
+        self._limits = limits = limits or ConditionLimits()
+        self._repeats = _Repeats(limits.look_every_s)
+        self._black = _Spell(limits.lasting_s, limits.lasting_s, limits.longest_pause_s)
+        self._white = _Spell(limits.lasting_s, limits.lasting_s, limits.longest_pause_s)
+        self._frozen = _Spell(limits.frozen_s, limits.lasting_s)
+        self._shape: tuple[int, ...] = ()
+        self._looks = _Looks(limits)
         self._is_fit = True
 
     @property
@@ -90,260 +102,149 @@ class ConditionMonitor:
 
     def update(self, frame: Frame) -> tuple[str, str]:
         """Take in a frame; returns the condition in one word, ``""`` when all is well, and in one sentence."""
-        glance = _glance(frame.image)
-        now_s = frame.captured_s
-        frozen, light = self._stillness.update(glance, now_s), self._light.update(glance)
-        self._is_fit = not (frozen[0] or light[0])
-        if self._is_fit and now_s >= self._look_due_s:
-            self._look_due_s = now_s + self._limits.look_every_s
-            self._light.learn(glance)
-            blurred = self._sharpness.update(frame.image)
-            moved = self._place.update(frame.image)
-            self._seen = blurred if blurred[0] else moved
-        told = self._lasting.update(light, now_s)
-        return next((condition for condition in (frozen, told, self._seen) if condition[0]), ("", ""))
+        limits, now_s = self._limits, frame.captured_s
+        if frame.image.shape != self._shape:
+            self._shape, self._looks = frame.image.shape, _Looks(limits)
+        seen = glance(frame.image)
+        lit, white = _share_above(seen, limits.black_level), _share_above(seen, limits.white_level - 1.0)
+        is_black, is_white = lit <= limits.lit_share, white >= self._looks.white_limit
+        is_repeated = self._repeats.update(frame.image, seen, now_s)
+        self._black.update(is_black, now_s)
+        self._white.update(is_white, now_s)
+        self._frozen.update(is_repeated, now_s)
+        # After darkness a camera takes a moment to find its exposure; after a freeze the next picture is a good one.
+        is_blind = is_black or is_white or self._black.is_told or self._white.is_told
+        self._is_fit = not (is_blind or (is_repeated and self._frozen.is_told))
+        if self._is_fit:
+            self._looks.update(frame.image, white, now_s)
+        return self._describe(lit, white)
+
+    def _describe(self, lit: float, white: float) -> tuple[str, str]:
+        """The first condition that holds, with its figures."""
+        limits = self._limits
+        if self._black.is_told:
+            return "black", (
+                f"{lit:.1%} of the picture is brighter than {limits.black_level:g} of 255: "
+                "is the lens covered, is the light on?"
+            )
+        if self._white.is_told:
+            return "overexposed", f"{white:.0%} of the picture is white: check exposure and light"
+        if self._frozen.is_told:
+            return "frozen", f"the very same picture for {limits.frozen_s:g} s: restart the camera, if parts move"
+        return self._looks.describe()
 
 
-class _Lasting:
-    """Passes on what lasts, and what is gone for as long."""
-
-    def __init__(self, lasting_s: float) -> None:
-        self._lasting_s = lasting_s
-        self._told = self._candidate = "", ""
-        self._since_s = 0.0
-
-    def update(self, seen: tuple[str, str], now_s: float) -> tuple[str, str]:
-        if seen[0] != self._candidate[0]:
-            self._candidate, self._since_s = seen, now_s
-        if now_s - self._since_s >= self._lasting_s and self._told[0] != self._candidate[0]:
-            self._told = self._candidate
-        return self._told
-
-
-class _Light:
-    """No light at all, or nothing but light."""
+class _Looks:
+    """What is judged now and then, by comparison with what the camera showed first."""
 
     def __init__(self, limits: ConditionLimits) -> None:
+        self.white_limit = _ALL_WHITE
         self._limits = limits
-        self._usual_white = 0.0
-        self._learned = 0
+        self._due_s = -np.inf
+        self._usual_white: list[float] = []
+        self._sharpness = SharpnessMonitor(limits.learning_looks, limits.deciding_looks, limits.blurred_ratio)
+        self._place = PlaceMonitor(limits.learning_looks, limits.deciding_looks)
+        self._blurred = _Spell(limits.changed_s, limits.changed_s)
+        self._moved = _Spell(limits.changed_s, limits.changed_s)
+        self._gone = _Spell(limits.gone_s, limits.changed_s)
+        self._edges = self._movement = ""
 
-    def learn(self, glance: NDArray[np.uint8]) -> None:
-        """Take in a picture that is not known to be bad: a white ground is no fault."""
-        if self._learned < self._limits.learning_looks:
-            self._learned += 1
-            share = _share_at_or_above(glance, self._limits.white_level)
-            self._usual_white += (share - self._usual_white) / self._learned
-
-    def update(self, glance: NDArray[np.uint8]) -> tuple[str, str]:
-        """The condition of one picture."""
+    def update(self, image: NDArray[np.uint8], white: float, now_s: float) -> None:
+        """Look at a picture, of which a share is white, if it is time to."""
         limits = self._limits
-        # Half a percent: hot pixels, or the letters that a camera writes into its picture.
-        if np.count_nonzero(glance > limits.black_level) <= glance.size // 200:
-            level = float(np.median(glance))
-            return "black", f"the picture is dark, {level:.0f} of 255: is the lens covered, is the light on?"
-        white = _share_at_or_above(glance, limits.white_level)
-        if white >= min(0.98, self._usual_white + limits.white_share):
-            return "overexposed", f"{white:.0%} of the picture is white: check exposure and light"
+        if now_s < self._due_s:
+            return
+        self._due_s = now_s + limits.look_every_s
+        if len(self._usual_white) < limits.learning_looks:
+            self._usual_white.append(white)
+            if len(self._usual_white) == limits.learning_looks:
+                usual = float(np.quantile(self._usual_white, _MOSTLY))
+                self.white_limit = usual + limits.white_share * (1.0 - usual)
+        edges, place = self._sharpness.update(image), self._place.update(image)
+        moved = None if place is None else place.movement
+        is_moved = moved is not None and moved.share >= limits.moved_share
+        if moved is not None and is_moved:
+            self._movement = f"by {moved.share:.1%} of the picture's width, turned by {moved.turn_deg:+.1f} degrees"
+        self._edges = edges or self._edges
+        self._blurred.update(bool(edges), now_s)
+        self._moved.update(is_moved, now_s)
+        self._gone.update(place is not None and place.found_share < limits.gone_share, now_s)
+
+    def describe(self) -> tuple[str, str]:
+        """The condition and its figures."""
+        if self._moved.is_told:
+            return (
+                "moved",
+                f"the background moved {self._movement}: put the camera back, or set view and threshold anew",
+            )
+        if self._blurred.is_told:
+            return "blurred", f"{self._edges}: focus the camera, clean its lens"
+        if self._gone.is_told:
+            return "moved", (
+                f"less than {self._limits.gone_share:.0%} of what stood still is found again: "
+                "is the camera turned away or hidden, is the light too weak?"
+            )
         return "", ""
 
 
-class _Stillness:
-    """The very same picture again and again."""
+class _Spell:
+    """Tells of something once it has lasted, until it is gone for as long.
 
-    def __init__(self, limits: ConditionLimits) -> None:
-        self._limits = limits
-        self._digest: int | None = None
-        self._since_s = 0.0
-
-    def update(self, glance: NDArray[np.uint8], now_s: float) -> tuple[str, str]:
-        digest = zlib.crc32(glance.tobytes())
-        if digest != self._digest:
-            self._digest, self._since_s = digest, now_s
-        still_s = now_s - self._since_s
-        if still_s < self._limits.frozen_s:
-            return "", ""
-        return "frozen", f"the very same picture for {self._limits.frozen_s:g} s: restart the camera"
-
-
-@dataclass(slots=True)
-class _Sharpness:
-    """Fine detail against what the camera showed first.
-
-    Detail is the contrast of neighbouring pixels over that of pixels eight apart, both without the noise of the camera,
-    so that neither light nor contrast changes it. Where a scene has none, blur cannot be seen.
+    Args:
+        begin_s: How long it must last.
+        end_s: How long it must be gone.
+        longest_usual_s: Up to this, what often comes and goes must last longer than it does.
     """
 
-    limits: ConditionLimits
-    learned: list[tuple[float, float]] = field(default_factory=list)
-    usual: float | None = None
-    recent: deque[float] = field(init=False)
+    def __init__(self, begin_s: float, end_s: float, longest_usual_s: float = 0.0) -> None:
+        self._begin_s = begin_s
+        self._end_s = end_s
+        self._longest_usual_s = longest_usual_s
+        self._usual_s: deque[float] = deque(maxlen=_KEPT_SPELLS)
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self.is_told = False
 
-    def __post_init__(self) -> None:
-        self.recent = deque(maxlen=self.limits.deciding_looks)
-
-    def update(self, image: NDArray[np.uint8]) -> tuple[str, str]:
-        detail, noise = _detail_and_noise(image)
-        if self.usual is None:
-            self.learned.append((detail, noise))
-            if len(self.learned) >= self.limits.learning_looks:
-                details, noises = np.transpose(self.learned)
-                usual = float(np.quantile(details, 0.25))
-                self.usual = usual if usual > _SMALLEST_DETAIL * float(np.median(noises)) else 0.0
-            return "", ""
-        if self.usual == 0.0:
-            return "", ""  # This camera shows nothing that blur would take away.
-        self.recent.append(detail)
-        share = max(self.recent) / self.usual  # Every look must agree.
-        if len(self.recent) < self.limits.deciding_looks or share >= self.limits.blurred_share:
-            return "", ""
-        return "blurred", f"fine detail is {share:.0%} of what this camera showed at first: focus it, clean the lens"
+    def update(self, is_seen: bool, now_s: float) -> None:
+        """Take in whether it is there now."""
+        if is_seen:
+            if self._first_s is None:
+                self._first_s = now_s
+            self._last_s = now_s
+            usual_s = min(_BEYOND_USUAL * max(self._usual_s, default=0.0), self._longest_usual_s)
+            self.is_told = self.is_told or now_s - self._first_s >= max(self._begin_s, usual_s)
+        elif self._first_s is not None and not (self.is_told and now_s - self._last_s < self._end_s):
+            self._usual_s.append(self._last_s - self._first_s)
+            self._first_s, self.is_told = None, False
 
 
-class _Place:
-    """The scene's still parts against where they were at first."""
+class _Repeats:
+    """Whether a picture is the very same as the one before.
 
-    def __init__(self, limits: ConditionLimits) -> None:
-        self._limits = limits
-        self._first: list[NDArray[np.uint8]] = []
-        self._recent: deque[NDArray[np.uint8]] = deque(maxlen=limits.deciding_looks)
-        self._reference: NDArray[np.float32] | None = None
-        self._still = np.zeros((1, 1), np.uint8)  # 1 where the first pictures agreed.
-        self._usual = 0.0  # Correlation of the camera's own first pictures with each other.
-        self._looks = 0
-        self._seen = "", ""
-        self._moved: float | None = None  # By how much, at the look before.
+    Single pixels are compared every time, the whole picture now and then: where the single ones are all black, a
+    part can move between them.
 
-    def update(self, image: NDArray[np.uint8]) -> tuple[str, str]:
-        small = _small(image)
-        if self._reference is not None and self._reference.shape != small.shape:
-            self._first.clear()  # Another resolution: what was learned says nothing.
-            self._recent.clear()
-            self._reference, self._seen = None, ("", "")
-        if self._reference is None:
-            if self._first and self._first[0].shape != small.shape:
-                self._first.clear()
-            self._first.append(small)
-            if len(self._first) >= self._limits.learning_looks:
-                self._learn()
-            return "", ""
-        self._recent.append(small)
-        self._looks += 1
-        if len(self._recent) == self._limits.deciding_looks and self._looks % self._limits.deciding_looks == 0:
-            self._seen = self._judge(self._reference)
-        return self._seen
-
-    def _learn(self) -> None:
-        """The median of the first pictures has no moving parts; its halves tell how alike such medians are."""
-        middle = len(self._first) // 2
-        early, late = (_edges(_median(part)) for part in (self._first[:middle], self._first[middle:]))
-        median = _median(self._first)
-        deviation = np.median(np.abs(np.stack(self._first) - median), axis=0)
-        still = (deviation <= _STILL_LEVELS).astype(np.uint8)
-        self._still = np.asarray(cv2.erode(still, np.ones((5, 5), np.uint8)), dtype=np.uint8)
-        self._usual = _correlation(early, late, self._still)
-        self._reference = _edges(median)
-        self._first.clear()
-
-    def _judge(self, reference: NDArray[np.float32]) -> tuple[str, str]:
-        limits = self._limits
-        if self._usual < limits.found_again or self._still.mean() < _SMALLEST_STILL:
-            return "", ""  # Nothing to hold on to stands still here.
-        now = _edges(_median(self._recent))
-        alike = _correlation(reference, now, self._still)
-        if alike >= limits.alike * self._usual:
-            return "", ""
-        moved = _find_movement(reference, now, self._still)
-        before, self._moved = self._moved, None
-        if moved is None:
-            return self._seen
-        correlation, shift, turn = moved
-        if correlation < max(limits.found_again, alike + limits.gained) or shift < limits.moved_share:
-            return self._seen  # Once moved, it is so until the first pictures are back.
-        # Parts that pass are laid over one another in ever new ways; a camera stays where it was put.
-        self._moved = shift
-        if before is None or abs(before - shift) > 0.5 * limits.moved_share:
-            return self._seen
-        return (
-            "moved",
-            f"the camera has moved by {shift:.1%} of the picture's width, turned by {turn:.1f} degrees: "
-            "put it back, or set regions and threshold anew",
-        )
-
-
-def _glance(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Every so many-th pixel's green, contiguous, about 64 x 64."""
-    steps = [max(1, side // _GLANCE) for side in image.shape[:2]]
-    return np.ascontiguousarray(image[:: steps[0], :: steps[1], 1])
-
-
-def _share_at_or_above(glance: NDArray[np.uint8], level: float) -> float:
-    return float(np.count_nonzero(glance >= level)) / glance.size
-
-
-def _detail_and_noise(image: NDArray[np.uint8]) -> tuple[float, float]:
-    """Contrast of neighbours over that of pixels eight apart, along rows, and what noise alone would make of it."""
-    if image.shape[1] < _SHORTEST_ROW:
-        return 0.0, 0.0
-    rows = image[:: max(1, image.shape[0] // 60), :, 1].astype(np.float32)
-    near, far = rows[:, 1:] - rows[:, :-1], rows[:, 8:] - rows[:, :-8]
-    # Most places of a picture are flat at this scale: the median of the second difference is noise.
-    second = near[:, 1:] - near[:, :-1]
-    variance = (float(np.median(np.abs(second))) / _MEDIAN_OF_ABSOLUTE) ** 2 / 6.0
-    contrast = max(float(np.mean(far * far)) - 2.0 * variance, 1.0)
-    return max(float(np.mean(near * near)) - 2.0 * variance, 0.0) / contrast, 2.0 * variance / contrast
-
-
-def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = image.shape[:2]
-    size = _SMALL_WIDTH, max(16, round(height * _SMALL_WIDTH / width))
-    step = max(1, width // (4 * _SMALL_WIDTH))  # Averaging four pixels a side is enough.
-    return np.asarray(cv2.resize(image[::step, ::step, 1], size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _median(pictures: list[NDArray[np.uint8]] | deque[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    return np.asarray(np.median(np.stack(pictures), axis=0), dtype=np.float32)
-
-
-def _edges(picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Strength of edges; its square root, so that few strong ones do not decide alone."""
-    smooth = cv2.GaussianBlur(picture, (0, 0), 1.0)
-    strength = np.sqrt(np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)))
-    return np.asarray(strength, dtype=np.float32)
-
-
-def _correlation(first: NDArray[np.float32], second: NDArray[np.float32], still: NDArray[np.uint8]) -> float:
-    a, b = first[still != 0], second[still != 0]
-    if not a.size:
-        return 0.0
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt(np.sum(a * a) * np.sum(b * b)))
-    return float(np.sum(a * b)) / scale if scale > 0.0 else 0.0
-
-
-def _find_movement(
-    reference: NDArray[np.float32], now: NDArray[np.float32], still: NDArray[np.uint8]
-) -> tuple[float, float, float] | None:
-    """Shift and rotation that lay one picture over the other.
-
-    Returns:
-        Correlation with the movement undone, largest displacement of a corner over the width, rotation in degrees;
-        None where none is found.
+    Args:
+        look_every_s: From one comparison of the whole picture to the next.
     """
-    height, width = reference.shape
-    window = cv2.createHanningWindow((width, height), cv2.CV_32F)
-    # Copies: where the size suits its Fourier transform, OpenCV multiplies the window into what it was given.
-    (x, y), _ = cv2.phaseCorrelate(reference.copy(), now.copy(), window)
-    warp = np.array([[1, 0, x], [0, 1, y]], np.float32)
-    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-4)
-    try:
-        correlation, moved = cv2.findTransformECC(
-            reference, now, warp, cv2.MOTION_EUCLIDEAN, criteria, still, _ECC_BLUR
-        )
-    except cv2.error:  # It does not converge: these are different scenes.
-        return None
-    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64)
-    undone = np.asarray(moved, np.float64)
-    displacement = corners @ undone.T - corners[:, :2]
-    turn = float(np.degrees(np.arctan2(undone[1, 0], undone[0, 0])))
-    return float(correlation), float(np.linalg.norm(displacement, axis=1).max()) / width, turn
+
+    def __init__(self, look_every_s: float) -> None:
+        self._look_every_s = look_every_s
+        self._seen: NDArray[np.uint8] | None = None
+        self._image: NDArray[np.uint8] | None = None
+        self._look_due_s = 0.0
+
+    def update(self, image: NDArray[np.uint8], seen: NDArray[np.uint8], now_s: float) -> bool:
+        """Take in a picture and a glance at it."""
+        is_same = self._seen is not None and np.array_equal(seen, self._seen)
+        if is_same and now_s >= self._look_due_s:
+            self._look_due_s = now_s + self._look_every_s
+            is_same = self._image is not None and np.array_equal(image, self._image)
+        if not is_same:
+            self._seen, self._image, self._look_due_s = seen, image, now_s + self._look_every_s
+        return is_same
+
+
+def _share_above(seen: NDArray[np.uint8], level: float) -> float:
+    """Share of values; of a picture lit by one colour, at most a third."""
+    return float(np.count_nonzero(seen > level)) / seen.size
