@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from meliad_edge.benchmarks.clock_cameras import CLOCK_ROWS, clock_cameras
 from meliad_edge.benchmarks.environment import describe_environment
+from meliad_edge.benchmarks.page_client import open_page
 from meliad_edge.benchmarks.picture_clock import age_s
 from meliad_edge.calibrate import move_threshold
 from meliad_edge.event_store import EventStore
@@ -27,13 +29,15 @@ from meliad_edge.precision import Precision
 from meliad_edge.runtime.load import load_predictor
 from meliad_edge.stream.watch_config import CameraConfig
 from meliad_edge.stream.watcher import Decision
-from meliad_edge.watch import Watch, open_cameras
+from meliad_edge.watch import PageAddress, Watch, open_cameras
 
 _SIZE = 256
 _PICTURE_HW = (480, 640)
 _FPS = 25.0
 _BAD_EVERY_S, _BAD_FOR_S = 10.0, 1.0
 _MEMORY_EVERY_S = 5.0
+_PAGE_S, _PAGE_ROUNDS = 8.0, 6
+_MOST_FPS = 500.0
 # Caches fill and the allocator settles: the slope counts from here.
 _SETTLING_SHARE = 0.2
 
@@ -50,20 +54,22 @@ class _Task:
     max_fps: float | None
     seconds: float
     folder: Path
+    keeps_times: bool = False
 
 
 def run(minutes: float, precision: Precision) -> dict[str, Any]:
     """Watch one camera at its leisure, then four that offer more than the machine can take.
 
     Args:
-        minutes: Of the four cameras; the one takes a tenth of it.
+        minutes: Of the four cameras; the one takes a tenth of it, and one minute at most.
         precision: Graph of the sample bundle.
 
     Returns:
         JSON values: ``single``, one camera of which five pictures a second are judged, with ``beyond_engine``, the time
         from capture to decision beyond conversion and engine, over that of these two; ``overload``, four cameras of 25,
         with ``shares`` of each, ``unfairness``, the largest distance of a share from the mean over the mean, ages and
-        event latencies in milliseconds since the picture was made, and ``memory_slope_mb_per_h``.
+        event latencies in milliseconds since the picture was made, and ``memory_slope_mb_per_h``; ``page``, the share
+        of its throughput that four cameras lose while one page is open, opened and closed in turn.
     """
     from meliad_edge.benchmarks.sample_model import sample_bundle, sample_model
 
@@ -82,7 +88,7 @@ def measure(bundle: Path, precision: Precision, frames: Sequence[NDArray[np.uint
         bundle: The model.
         precision: Which of its graphs.
         frames: uint8 RGB [H, W, 3]; the cameras show the one with the lowest score, and as the bad part the highest.
-        minutes: Of the four cameras; the one takes a tenth of it.
+        minutes: Of the four cameras; the one takes a tenth of it, and one minute at most.
     """
     pictures = [np.asarray(cv2.resize(frame, _PICTURE_HW[::-1]), dtype=np.uint8) for frame in frames]
     predictor = load_predictor(bundle, precision=precision)
@@ -94,15 +100,26 @@ def measure(bundle: Path, precision: Precision, frames: Sequence[NDArray[np.uint
         clock_cameras(good, bad, fps=_FPS, bad_every_s=_BAD_EVERY_S, bad_for_s=_BAD_FOR_S) as url,
     ):
         threshold = 0.5 * (min(scores) + max(scores))
-        task = _Task(bundle, precision, threshold, url, 1, 5.0, 6.0 * minutes, Path(name) / "single")
+        task = _Task(bundle, precision, threshold, url, 1, 5.0, min(60.0, 6.0 * minutes), Path(name) / "single")
         single = _in_a_process(task)
         overload = _in_a_process(
             replace(task, cameras=4, max_fps=None, seconds=60.0 * minutes, folder=Path(name) / "overload")
+        )
+        page = _measure_page(
+            replace(
+                task,
+                cameras=4,
+                max_fps=None,
+                seconds=2 * _PAGE_ROUNDS * _PAGE_S,
+                folder=Path(name) / "page",
+                keeps_times=True,
+            )
         )
     return {
         "camera": f"MJPEG {_PICTURE_HW[1]}x{_PICTURE_HW[0]} at {_FPS:g} fps, over HTTP on the same machine",
         "single": single,
         "overload": overload,
+        "page": page,
         "environment": describe_environment(),
     }
 
@@ -110,7 +127,7 @@ def measure(bundle: Path, precision: Precision, frames: Sequence[NDArray[np.uint
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     """The result as lines for people."""
     single, overload = result["single"], result["overload"]
-    age, event = overload["age_ms"], overload["event_ms"]
+    age, event, page = overload["age_ms"], overload["event_ms"], result["page"]
     return [
         (
             "one camera",
@@ -133,26 +150,78 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
             f"{overload['memory_mb']:.0f} MB at the end, {overload['memory_slope_mb_per_h']:+.2f} MB per hour over "
             f"{overload['seconds'] / 60:.0f} minutes",
         ),
+        (
+            "page",
+            f"{page['open_fps']:.1f} frames/s with one open page, {page['closed_fps']:.1f} without: "
+            f"{100 * page['cost']:.1f} % less (median of {len(page['costs'])} pairs)",
+        ),
     ]
 
 
-def _in_a_process(task: _Task) -> dict[str, Any]:
-    """Memory is that of ``watch`` alone."""
+def _in_a_process(task: _Task, meanwhile: Callable[[str], None] = lambda url: None) -> dict[str, Any]:
+    """Memory is that of ``watch`` alone; the page is served, and somebody may look at it meanwhile."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_watch, args=(theirs, task), daemon=True)
     process.start()
     theirs.close()
+    meanwhile(ours.recv())
     result: dict[str, Any] = ours.recv()
     process.join()
     return result
+
+
+def _measure_page(task: _Task) -> dict[str, Any]:
+    """The page is opened and closed in turn, in one watch."""
+    spans: list[tuple[float, float, bool]] = []
+
+    def look(url: str) -> None:
+        time.sleep(_PAGE_S / 2)
+        for _ in range(_PAGE_ROUNDS):
+            for is_open in (False, True):
+                with open_page(url, task.cameras) if is_open else nullcontext():
+                    start_s = time.monotonic()
+                    time.sleep(_PAGE_S)
+                    spans.append((start_s, time.monotonic(), is_open))
+
+    decided_s = np.asarray(_in_a_process(replace(task, seconds=task.seconds + 3 * _PAGE_S), look)["decided_s"])
+    rates = [np.count_nonzero((decided_s >= begin) & (decided_s < end)) / (end - begin) for begin, end, _ in spans]
+    closed, opened = rates[::2], rates[1::2]
+    costs = [1.0 - there / without for without, there in zip(closed, opened, strict=True)]
+    return {
+        "open_fps": float(np.median(opened)),
+        "closed_fps": float(np.median(closed)),
+        "cost": float(np.median(costs)),
+        "costs": costs,
+    }
+
+
+class _Samples:
+    """Numbers in memory that is taken, and written to, at once: the slope of the memory is that of the watch."""
+
+    def __init__(self, capacity: int) -> None:
+        self._values = np.full(capacity, np.nan)
+        self._count = 0
+
+    def append(self, value: float) -> None:
+        """Keep one number, unless it is full."""
+        if self._count < len(self._values):
+            self._values[self._count] = value
+            self._count += 1
+
+    @property
+    def values(self) -> list[float]:
+        """Those kept, in order."""
+        kept: list[float] = self._values[: self._count].tolist()
+        return kept
 
 
 @dataclass(slots=True)
 class _Seen:
     """What was measured while it watched."""
 
-    ages_s: list[float] = field(default_factory=list)
+    ages_s: _Samples
+    decided_s: _Samples
     event_s: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
     damaged: int = 0
@@ -167,11 +236,13 @@ def _watch(connection: Connection, task: _Task) -> None:
         CameraConfig(source=task.url, name=f"cam{i}", max_fps=task.max_fps, region=(0, CLOCK_ROWS, width, height))
         for i in range(task.cameras)
     ]
-    seen = _Seen()
+    capacity = round(_MOST_FPS * task.seconds)
+    seen = _Seen(_Samples(capacity), _Samples(capacity))
     start_s = time.monotonic()
 
     def take_decision(decision: Decision) -> None:
         now_s = time.monotonic()
+        seen.decided_s.append(now_s)
         age = age_s(decision.frame.image[:CLOCK_ROWS], now_s)
         if age is None:
             seen.damaged += 1
@@ -184,15 +255,16 @@ def _watch(connection: Connection, task: _Task) -> None:
 
     with Watch(
         predictor,
-        open_cameras(configs, {}, _raise),
+        open_cameras(configs, {}, _raise, calibration=calibration),
         store=EventStore(task.folder),
         sinks=[_EventTimes(seen)],
         on_notice=lambda name, notice: None,
         on_failure=_raise,
         on_decision=take_decision,
     ) as watch:
+        connection.send(watch.serve(PageAddress("127.0.0.1", 0)))
         watch.run()
-    connection.send(_summarise(watch, seen, time.monotonic() - start_s))
+    connection.send(_summarise(watch, seen, time.monotonic() - start_s, keeps_times=task.keeps_times))
 
 
 class _EventTimes:
@@ -212,7 +284,7 @@ class _EventTimes:
         """Nothing to do."""
 
 
-def _summarise(watch: Watch, seen: _Seen, elapsed_s: float) -> dict[str, Any]:
+def _summarise(watch: Watch, seen: _Seen, elapsed_s: float, *, keeps_times: bool) -> dict[str, Any]:
     summary = watch.summary()
     shares = [source.frames.scored for source in summary.sources]
     mean = sum(shares) / len(shares)
@@ -228,12 +300,13 @@ def _summarise(watch: Watch, seen: _Seen, elapsed_s: float) -> dict[str, Any]:
         "unfairness": max(abs(share - mean) for share in shares) / mean,
         "frames": {name: getattr(summary.frames, name) for name in ("read", "dropped", "stale", "bad")},
         "damaged": seen.damaged,
+        "decided_s": seen.decided_s.values if keeps_times else [],
         "capture_to_decision_ms": median_ms["capture_to_decision"],
         "infer_ms": median_ms["infer"],
         "conversion_ms": median_ms["decode"],
         "preprocess_ms": median_ms["preprocess"],
         "beyond_engine": (median_ms["capture_to_decision"] - engine_ms) / engine_ms,
-        "age_ms": summarise(seen.ages_s).to_dict(),
+        "age_ms": summarise(seen.ages_s.values).to_dict(),
         "event_ms": summarise(seen.event_s or [0.0]).to_dict(),
         "memory_mb": seen.memory[-1][1],
         "memory_slope_mb_per_h": 3600.0 * float(slope),

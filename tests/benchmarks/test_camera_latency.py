@@ -66,14 +66,25 @@ def test_a_table_for_people(bundle_file: Path, invoke: Any) -> None:
     assert invoke("bench", "cameras", bundle_file, "--cameras", "0").code == 2
 
 
-def test_the_load_benchmark_reports_what_it_promises(bundle_file: Path) -> None:
+def test_the_load_benchmark_reports_what_it_promises(bundle_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi", reason="the page needs the extra monitor")
     from meliad_edge.benchmarks import watching
     from meliad_edge.bundle import open_bundle
 
+    monkeypatch.setattr(watching, "_PAGE_S", 1.0)
+    monkeypatch.setattr(watching, "_PAGE_ROUNDS", 2)
     frames = [golden.frame for golden in open_bundle(bundle_file).golden]
     result = watching.measure(bundle_file, "fp32", frames, 0.2)
     overload = result["overload"]
     assert len(overload["shares"]) == 4 and min(overload["shares"]) > 0
     assert overload["damaged"] == 0
+    assert len(result["page"]["costs"]) == 2 and result["page"]["open_fps"] > 0
     assert overload["event_ms"]["count"] >= 4
-    assert {topic for topic, _ in watching.describe(result)} == {"one camera", "four", "age", "events", "memory"}
+    assert {topic for topic, _ in watching.describe(result)} == {
+        "one camera",
+        "four",
+        "age",
+        "events",
+        "memory",
+        "page",
+    }
