@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from meliad_edge.calibrate import Calibration
 from meliad_edge.device_threshold import LiveThreshold
-from meliad_edge.errors import MeliadError
+from meliad_edge.errors import MeliadError, UsageError
 from meliad_edge.event_store import EventStore
 from meliad_edge.events import Event
 from meliad_edge.monitor.board import Board
@@ -51,6 +51,9 @@ def open_cameras(
         secrets: Credentials by name of the camera.
         give_up: Takes the name of a source that cannot be opened, and why.
         calibration: What the scores of a camera shall be like; None watches neither cameras nor scores for that.
+
+    Raises:
+        UsageError: There are credentials for a camera that is not there.
     """
     parsed: list[tuple[SourceUri, CameraConfig]] = []
     for config in configs:
@@ -61,6 +64,10 @@ def open_cameras(
         else:
             parsed.append((source if config.name is None else replace(source, name=config.name), config))
     named = with_unique_names([source for source, _ in parsed])
+    if unknown := secrets.keys() - {source.name for source in named}:
+        names = ", ".join(source.name for source in named)
+        msg = f"credentials for {', '.join(sorted(unknown))}, but there is no such camera; there are {names}"
+        raise UsageError(msg)
     cameras = []
     for source, (_, config) in zip(named, parsed, strict=True):
         try:

@@ -85,6 +85,7 @@ def _collect(
     is_live = parse_source(chosen.source).is_live
     chosen = chosen.model_copy(update={"max_fps": 1.0 / every if is_live and every else None, "follow": False})
     secrets = {} if camera_secrets is None else read_secrets(camera_secrets)
+    secrets = {name: credentials for name, credentials in secrets.items() if name == chosen.name}
     (camera,) = open_cameras([chosen], secrets, _raise)
     scores = collect_scores(make_predictor(bundle), camera, frames)
     alarms = sum(score >= bundle.calibration.threshold for score in scores)

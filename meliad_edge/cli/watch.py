@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -181,6 +182,9 @@ def _open_outputs(
             msg = "--out: what cannot be delivered must be kept; name a folder beside it, --out events"
             raise UsageError(msg)
         return None, []
+    if not (math.isfinite(keep_days) and math.isfinite(keep_gb)):
+        msg = f"--keep-days {keep_days:g} --keep-gb {keep_gb:g}: both must be finite numbers"
+        raise UsageError(msg)
     retention = Retention(max_bytes=round(1e9 * keep_gb), max_age_s=86_400.0 * keep_days)
     return EventStore(folders[0], retention=retention), destinations
 

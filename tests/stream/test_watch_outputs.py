@@ -108,3 +108,22 @@ def test_a_camera_file_names_what_is_watched(
     records = [json.loads(line) for line in outcome.out.splitlines()]
     assert (records[0]["camera"], records[0]["first_frame"], records[0]["last_frame"]) == ("line 3", 8, 8)
     assert invoke("watch", bundle).code == 2
+
+
+def test_credentials_for_a_camera_that_is_not_there_are_a_typing_error(
+    bundle: Path, write_video: WriteVideo, tmp_path: Path, invoke: Any
+) -> None:
+    secrets = tmp_path / "secrets.toml"
+    secrets.write_text('["line 3"]\nuser = "me"\npassword = "S3CR3T"\n')
+    secrets.chmod(0o600)
+    outcome = invoke("watch", bundle, write_video("belt.avi", LEVELS), "--camera-secrets", secrets)
+    assert outcome.code == 2
+    assert "credentials for line 3, but there is no such camera; there are belt.avi" in outcome.err
+    assert "S3CR3T" not in outcome.err
+
+
+@pytest.mark.parametrize("option", ["--keep-days", "--keep-gb"])
+def test_a_retention_that_is_no_number(bundle: Path, option: str, tmp_path: Path, invoke: Any) -> None:
+    outcome = invoke("watch", bundle, "belt.avi", "--out", tmp_path / "events", option, "inf")
+    assert outcome.code == 2 and "must be finite" in outcome.err
+    assert invoke("watch", bundle, "belt.avi", "--out", tmp_path / "events", option, "nan").code == 2
