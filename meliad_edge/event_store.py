@@ -8,6 +8,7 @@ power, and readers never wait for the writer.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from meliad_edge import strict_json
 from meliad_edge.errors import DataError, UsageError
 
 DATABASE = "events.sqlite"
+LOCK = "watch.lock"
 SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 10.0
 # The beginning of 2020. A device without a clock of its own starts in 1970: the age of such events is not known.
@@ -197,6 +199,21 @@ class EventStore:
             msg = f"{event_id!r} is not the id of an event"
             raise DataError(msg)
         return self.folder / event_id
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Be the one process that writes events here, until the block is left or the process ends.
+
+        Raises:
+            UsageError: Another watch is.
+        """
+        with (self.folder / LOCK).open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                msg = f"{self.folder}: another watch keeps its events there; stop it, or give another folder"
+                raise UsageError(msg) from None
+            yield
 
     def end_interrupted(self) -> int:
         """End what was open when the last watch was killed, to be called before the first write; returns how many.

@@ -137,6 +137,7 @@ class Watch:
         self.delivery_statuses: list[DeliveryStatus] = []  # As they stood when all was closed.
         self._clips: ClipRecorder | None = None
         if store is not None:
+            self._open.enter_context(store.claimed())
             store.end_interrupted()
             for address in destinations:
                 self._add_delivery(store, open_destination(address, self.board.cameras))

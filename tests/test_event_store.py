@@ -560,3 +560,22 @@ def test_a_database_that_cannot_grow_takes_nothing_in_part(small_disk: Path, ope
     check()
     store.close()
     assert integrity(store) == "ok"
+
+
+def test_one_watch_at_a_time_keeps_its_events_in_a_folder(tmp_path: Path) -> None:
+    store = EventStore(tmp_path)
+    hold = (
+        "import sys; from pathlib import Path; from meliad_edge.event_store import EventStore\n"
+        "with EventStore(Path(sys.argv[1])).claimed():\n    print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="another watch keeps its events there"), store.claimed():
+            pass
+        assert store.events() == []  # Everybody may look.
+        other.kill()
+        other.wait()
+    with store.claimed():
+        pass
