@@ -23,6 +23,9 @@ CONDITIONS = ("black", "overexposed", "frozen", "moved", "blurred")
 _BEYOND_USUAL, _KEPT_SPELLS = 3.0, 16
 # Share of the picture that is white in an overexposed one of a camera that is not known yet.
 _ALL_WHITE = 0.98
+# Looks in step with the parts would see a belt stand still, or creep. Multiples of the golden ratio, but for their
+# whole part, are spread evenly and never repeat.
+_GOLDEN = 0.6180339887498949
 # What is usual is learned from a high quantile of what was seen: the white ground, not the parts before it.
 _MOSTLY = 0.9
 
@@ -44,7 +47,7 @@ class ConditionLimits:
         frozen_s: How long the very same picture lasts until it is reported, and the camera unfit. A stream without
             noise repeats its picture while nothing moves; a longer time than those pauses, and than from one key frame
             to the next, keeps them apart.
-        look_every_s: From one look at sharpness and place to the next.
+        look_every_s: From one look at sharpness and place to the next, on average.
         learning_looks: Looks from which both are learned.
         deciding_looks: Looks that must agree on them.
         blurred_ratio: Edges so many times as wide as usual are blurred.
@@ -72,7 +75,7 @@ class ConditionLimits:
 
 
 class ConditionMonitor:
-    """Judges one camera by its frames; keeps some small pictures, however long it runs.
+    """Judges one camera by its frames; keeps one of them and some small pictures, however long it runs.
 
     Conditions are ``black``, ``overexposed``, ``frozen``, ``moved`` and ``blurred``; when several hold, the first of
     them is reported. What was learned is forgotten when the size of the frames changes.
@@ -140,6 +143,7 @@ class _Looks:
     def __init__(self, limits: ConditionLimits) -> None:
         self.white_limit = _ALL_WHITE
         self._limits = limits
+        self._taken = 0
         self._due_s = -np.inf
         self._usual_white: list[float] = []
         self._sharpness = SharpnessMonitor(limits.learning_looks, limits.deciding_looks, limits.blurred_ratio)
@@ -154,7 +158,8 @@ class _Looks:
         limits = self._limits
         if now_s < self._due_s:
             return
-        self._due_s = now_s + limits.look_every_s
+        self._taken += 1
+        self._due_s = now_s + limits.look_every_s * (0.75 + 0.5 * (self._taken * _GOLDEN % 1.0))
         if len(self._usual_white) < limits.learning_looks:
             self._usual_white.append(white)
             if len(self._usual_white) == limits.learning_looks:

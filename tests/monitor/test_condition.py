@@ -237,6 +237,19 @@ def test_parts_that_pass_or_stop_are_no_movement() -> None:
     assert all(camera.fit)
 
 
+def test_a_belt_in_step_with_the_looks_is_not_taken_for_a_background_that_creeps() -> None:
+    texture = np.tile(scene(6)[: HW[0] - 30, :40], (1, 20, 1))
+
+    def belt(frame: int) -> Image:
+        image = BELT.copy()
+        left = round(frame * (40 + 0.3) / 4) % 40  # A period in half a second, and a little more.
+        image[15:-15] = texture[:, left : left + HW[1]]
+        return image
+
+    camera = Camera()
+    assert set(camera.play(belt(frame) for frame in range(400))) == {""}
+
+
 @pytest.mark.parametrize(
     "change",
     [
