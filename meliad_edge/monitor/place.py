@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WIDTH = 320
-_BLOCK, _STEP = 32, 24
+_BLOCK, _STEP = 32, 16
 _REACH = 32  # Farthest shift of a block that is searched for, a tenth of the width.
 _PARTS = 3  # Parts of the first minute in each of which a block must look alike.
 _TEXTURE = 1.0  # Least standard deviation of a block's fine structure, in levels of 255.
 _ALIKE = 0.7  # Correlation from which a place is taken for a block.
-_SELF_PX = 3  # A block is like the places this close to it.
+_SELF_PX = 5  # A block is like the places this close to it.
+# Correlation up to which another place may be like a block, and how much less than the best one it must be when found.
+_NOT_ALIKE, _CLEARLY = 0.85, 0.1
 _CLOSE_PX = 1.5  # A block this close to where a movement takes it agrees with it.
 _FEWEST_BLOCKS = 6
 _AGREEING = 0.8  # Share of the blocks found.
@@ -198,18 +200,26 @@ def _search(
 def _find(
     structure: NDArray[np.float32], block: NDArray[np.float32], corner: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
-    """Left and top of the place that is most like a block; None where none is."""
+    """Left and top of the place that is like a block; None where none is, or where several are."""
     likeness, first = _search(structure, block, corner)
     _, best, _, place = cv2.minMaxLoc(likeness)
-    return first + np.array(place) if best >= _ALIKE else None
+    if best < _ALIKE or _second(likeness, *place) > best - _CLEARLY:
+        return None
+    return first + np.array(place, dtype=np.int64)
 
 
 def _is_unique(structure: NDArray[np.float32], block: NDArray[np.float32], corner: NDArray[np.int64]) -> bool:
     """Whether a block is like no other place around it."""
     likeness, first = _search(structure, block, corner)
     x, y = corner - first
-    likeness[max(0, y - _SELF_PX) : y + _SELF_PX + 1, max(0, x - _SELF_PX) : x + _SELF_PX + 1] = 0.0
-    return bool(likeness.max() < _ALIKE)
+    return _second(likeness, int(x), int(y)) <= _NOT_ALIKE
+
+
+def _second(likeness: NDArray[np.float32], x: int, y: int) -> float:
+    """How alike the best place is that is not around this one."""
+    elsewhere = likeness.copy()
+    elsewhere[max(0, y - _SELF_PX) : y + _SELF_PX + 1, max(0, x - _SELF_PX) : x + _SELF_PX + 1] = -1.0
+    return float(elsewhere.max())
 
 
 def _apply(transform: NDArray[Any], points: NDArray[Any]) -> NDArray[np.float64]:
