@@ -135,6 +135,33 @@ def precision(
 
 
 @app.command()
+def peers(
+    json: JsonFile = None,
+    markdown: MarkdownFile = None,
+    plot: PlotFile = None,
+    data: Annotated[str, typer.Option(help="Data set, as fit takes it.")] = "elpv",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of up to 20 frames.")] = 15,
+    threads: Annotated[list[int], typer.Option(min=1, help="Of the engines; repeat it for several.")] = [1, 2],  # noqa: B006
+    feature_cache: FeatureCache = _FEATURE_CACHE,
+) -> None:
+    """Our exported models and anomalib's: accuracy, and time from frame to map on ONNX Runtime and OpenVINO."""
+    for package, extra in (("torch", "train"), ("onnx", "export"), ("anomalib", "peers"), ("openvino", "openvino")):
+        require_extra(package, extra)
+    if plot is not None:
+        require_extra("matplotlib", "plot")
+    from meliad_edge.benchmarks import peers as benchmark
+    from meliad_edge.benchmarks import peers_page
+
+    result = benchmark.run(data, rounds, threads, feature_cache)
+    _finish(result, benchmark.describe, json)
+    if markdown is not None:
+        _save(peers_page.to_markdown(result), markdown)
+    if plot is not None:
+        peers_page.plot(result, plot)
+        say("saved", str(plot))
+
+
+@app.command()
 def roofline(markdown: MarkdownFile = None) -> None:
     """What the CUDA kernels could reach on devices we do not have; needs nvcc, not a GPU."""
     from meliad_edge.benchmarks import roofline as benchmark
@@ -166,7 +193,7 @@ def accuracy(
     if peers:
         require_extra("anomalib", "peers")
     from meliad_edge.benchmarks import accuracy as benchmark
-    from meliad_edge.benchmarks.peers import LEFT_OUT, PEERS
+    from meliad_edge.benchmarks.peer_detectors import LEFT_OUT, PEERS
 
     plan = benchmark.Plan(
         variants=benchmark.parse_variants(detectors),

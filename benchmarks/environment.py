@@ -12,7 +12,7 @@ from typing import Any
 
 from meliad_edge.device.probe import cpu_name
 
-_PACKAGES = ("meliad-edge", "onnxruntime", "numpy", "opencv-python-headless", "torch", "timm", "anomalib")
+_PACKAGES = ("meliad-edge", "onnxruntime", "numpy", "opencv-python-headless", "torch", "timm", "anomalib", "openvino")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -23,9 +23,9 @@ from meliad_edge.models import create_detector
 from meliad_edge.models.network import Detector
 from meliad_edge.train import fit
 
-# Detectors of this prefix are other people's; benchmarks/peers.py registers them.
+# Detectors of this prefix are other people's; benchmarks/peer_detectors.py registers them.
 PEER_PREFIX = "anomalib-"
-_PEERS = "meliad_edge.benchmarks.peers"
+_PEERS = "meliad_edge.benchmarks.peer_detectors"
 _PACKAGES = ("anomalib", "numpy", "opencv-python-headless", "scikit-learn", "timm", "torch")
 
 

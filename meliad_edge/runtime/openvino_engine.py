@@ -16,6 +16,7 @@ class OpenVinoEngine:
 
     Args:
         model: The serialised graph in standard ONNX operators.
+        threads: None lets OpenVINO use every core.
 
     Raises:
         BundleError: OpenVINO refuses the graph.
@@ -23,11 +24,14 @@ class OpenVinoEngine:
 
     name = "openvino-cpu"
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, *, threads: int | None = None) -> None:
         core = openvino.Core()
+        # OpenVINO would choose BF16 by itself on processors that have it; the graph says what runs in what.
+        options: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
         try:
-            # OpenVINO would choose BF16 by itself on processors that have it; the graph says what runs in what.
-            self._compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            self._compiled = core.compile_model(core.read_model(model), "CPU", options)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             msg = f"OpenVINO {openvino.__version__} refuses the graph ({reason}); export it again"
