@@ -101,7 +101,7 @@ def _patchcore(backbone: str, bank: int | None = None) -> Callable[[Frames, int]
 
     def build(frames: Frames, seed: int) -> _Built:
         refusal = _hub_refusal(backbone)
-        module = _anomalib_model("Patchcore", backbone=backbone, pre_trained=refusal is None)
+        module = _anomalib_model("Patchcore", frames, backbone=backbone, pre_trained=refusal is None)
         first, *_ = module.model.feature_extractor.reductions
         total = len(frames) * (frames.shape[1] // first) * (frames.shape[2] // first)
         count = bank or int(total * module.coreset_sampling_ratio)
@@ -115,7 +115,7 @@ def _patchcore(backbone: str, bank: int | None = None) -> Callable[[Frames, int]
 def _padim(frames: Frames, seed: int) -> _Built:
     backbone = "resnet18"
     refusal = _hub_refusal(backbone)
-    module = _anomalib_model("Padim", backbone=backbone, pre_trained=refusal is None)
+    module = _anomalib_model("Padim", frames, backbone=backbone, pre_trained=refusal is None)
     module.model.train()
     module.model.feature_extractor.eval()
     for batch in _batches(module, frames):
@@ -136,6 +136,7 @@ def _with_our_backbone(name: str, detector: Detector) -> Callable[[Frames, int],
         options = {"n_features": model.n_features} if name == "Padim" else {}
         module = _anomalib_model(
             name,
+            frames,
             backbone=backbone.name,
             layers=model.layers,
             pre_trained=False,
@@ -151,7 +152,7 @@ def _with_our_backbone(name: str, detector: Detector) -> Callable[[Frames, int],
 
 def _efficient_ad(size: str) -> Callable[[Frames, int], _Built]:
     def build(frames: Frames, seed: int) -> _Built:
-        module = _anomalib_model("EfficientAd", model_size=size)
+        module = _anomalib_model("EfficientAd", frames, model_size=size)
         batches = [
             SimpleNamespace(image=image, gt_label=torch.zeros(len(image)))
             for image in _batches(module, frames[:_STATISTICS_FRAMES])
@@ -166,7 +167,7 @@ def _efficient_ad(size: str) -> Callable[[Frames, int], _Built]:
 def _untrained(name: str) -> Callable[[Frames, int], _Built]:
     def build(frames: Frames, seed: int) -> _Built:
         with _no_pretrained_weights():
-            return _Built(_anomalib_model(name), _UNTRAINED, is_fitted=False)
+            return _Built(_anomalib_model(name, frames), _UNTRAINED, is_fitted=False)
 
     return build
 
@@ -185,11 +186,12 @@ PEERS = (
 )
 
 
-def _anomalib_model(name: str, **options: Any) -> Any:
-    """A model of anomalib with its defaults but for the options, and without what an export leaves out anyway."""
+def _anomalib_model(name: str, frames: Frames, **options: Any) -> Any:
+    """A model of anomalib for images of that size, with its defaults but for the options, and without its metrics."""
     with muted():
-        models = importlib.import_module("anomalib.models")
-        return getattr(models, name)(evaluator=False, visualizer=False, **options)
+        model = getattr(importlib.import_module("anomalib.models"), name)
+        pre_processor = model.configure_pre_processor((frames.shape[1], frames.shape[2]))
+        return model(**{"pre_processor": pre_processor, "evaluator": False, "visualizer": False, **options})
 
 
 def _batches(module: Any, frames: Frames) -> Iterator[Tensor]:

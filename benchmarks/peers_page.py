@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from meliad_edge.benchmarks.peers import OURS, REFERENCES, THEIRS
 from meliad_edge.benchmarks.pool import NOT_RUN
 
@@ -18,6 +20,7 @@ _MARKERS = {"onnxruntime": "o", "openvino": "D", "openvino-f32": "s"}
 _COLOURS = {OURS: "#0b6e4f", THEIRS: "#9a4a00"}
 _ACCURACY = ("image_auroc", "image_ap")
 _LINE_INCHES = 0.24
+_NAME_HEIGHT = 0.05  # of the axes
 
 
 def to_markdown(result: dict[str, Any]) -> str:
@@ -58,13 +61,14 @@ def plot(result: dict[str, Any], file: Path) -> None:
     figure = Figure(figsize=(8.4, 4.4 + strip), layout="constrained", facecolor="white")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, strip))
     for row in known:
-        _draw_accuracy(above, row, threads)
+        _draw_points(above, row, threads)
     for line, row in enumerate(unknown):
         _draw_line(below, row, threads, line)
     height, width = result["input_hw"]
     above.set_title(f"Frame in memory to score and map, {width} x {height} pixels, {_threads(threads)}", fontsize=11)
     above.set_ylabel(f"image AUROC, {result['data']}")
-    above.margins(y=0.15)
+    above.margins(y=0.2)
+    _draw_names(above, known, threads)
     _draw_legend(above, result["openvino_arithmetic"])
     below.set_title("accuracy not measured: no trained weights", fontsize=9, loc="left")
     below.set_yticks([])
@@ -85,17 +89,40 @@ def _draw_legend(axes: Axes, openvino_arithmetic: str) -> None:
         axes.plot([], [], marker, color="#555555", label=_ENGINES[engine] + default)
     for maker, colour in _COLOURS.items():
         axes.plot([], [], "-", linewidth=5, color=colour, label=maker)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
 
 
-def _draw_accuracy(axes: Axes, row: dict[str, Any], threads: str) -> None:
+def _draw_points(axes: Axes, row: dict[str, Any], threads: str) -> None:
+    """One for each engine, joined."""
     colour = _COLOURS[row["maker"]]
-    times_ms = _times_ms(row, threads)
-    for engine, ms in times_ms.items():
-        axes.plot([ms], [row["engines"][engine]["image_auroc"]], _MARKERS[engine], color=colour, markersize=7)
-    last = max(times_ms, key=times_ms.__getitem__)
-    at = times_ms[last], row["engines"][last]["image_auroc"]
-    axes.annotate(row["model"], at, xytext=(8, -3), textcoords="offset points", fontsize=8, color=colour)
+    points = _points(row, threads)
+    axes.plot([ms for _, ms, _ in points], [auroc for _, _, auroc in points], "-", color=colour, alpha=0.4)
+    for engine, ms, auroc in points:
+        axes.plot([ms], [auroc], _MARKERS[engine], color=colour, markersize=7)
+
+
+def _draw_names(axes: Axes, rows: Sequence[dict[str, Any]], threads: str) -> None:
+    """Right of all points of a maker; where names would cover each other, ours move up and theirs down."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    for maker, direction in ((OURS, 1.0), (THEIRS, -1.0)):
+        slowest = [(row, *_points(row, threads)[-1]) for row in rows if row["maker"] == maker]
+        beside_ms = 1.3 * max((ms for _, _, ms, _ in slowest), default=1.0)
+        height = -direction * np.inf
+        for row, _, ms, auroc in sorted(slowest, key=lambda named: direction * named[3]):
+            beyond = height + direction * _NAME_HEIGHT * (high - low)
+            height = max(auroc, beyond) if direction > 0.0 else min(auroc, beyond)
+            defects = f", {row['labelled_defects']} labelled defects" if row["labelled_defects"] else ""
+            colour = _COLOURS[maker]
+            axes.annotate(
+                row["model"] + defects,
+                (ms, auroc),
+                xytext=(beside_ms, height),
+                va="center",
+                fontsize=8,
+                color=colour,
+                arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.4, "relpos": (0.0, 0.5), "shrinkB": 4.0},
+            )
 
 
 def _draw_line(axes: Axes, row: dict[str, Any], threads: str, line: int) -> None:
@@ -108,6 +135,15 @@ def _draw_line(axes: Axes, row: dict[str, Any], threads: str, line: int) -> None
     axes.annotate(
         row["model"], (low, line), xytext=(-8, -3), textcoords="offset points", ha="right", fontsize=8, color=colour
     )
+
+
+def _points(row: dict[str, Any], threads: str) -> list[tuple[str, float, float]]:
+    """Engine, median milliseconds and AUROC of those that were timed, the fastest first."""
+    times_ms = _times_ms(row, threads)
+    return [
+        (engine, times_ms[engine], row["engines"][engine]["image_auroc"])
+        for engine in sorted(times_ms, key=times_ms.__getitem__)
+    ]
 
 
 def _times_ms(row: dict[str, Any], threads: str) -> dict[str, float]:
