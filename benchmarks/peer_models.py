@@ -42,7 +42,7 @@ _TABLE_PATCHCORE = AnomalibPatchcore()
 SMALL_BANK = int(_TABLE_PATCHCORE.candidates * _TABLE_PATCHCORE.coreset_ratio)
 
 _BATCH = 16
-# EfficientAD's statistics only have to be there: its teacher's weights are random.
+# Where weights are random, statistics of features only have to be there.
 _STATISTICS_FRAMES = 16
 _UNTRAINED = "random: anomalib trains it for hours or days on a CPU"
 
@@ -102,11 +102,14 @@ def _patchcore(backbone: str, bank: int | None = None) -> Callable[[Frames, int]
     def build(frames: Frames, seed: int) -> _Built:
         refusal = _hub_refusal(backbone)
         module = _anomalib_model("Patchcore", frames, backbone=backbone, pre_trained=refusal is None)
-        first, *_ = module.model.feature_extractor.reductions
-        total = len(frames) * (frames.shape[1] // first) * (frames.shape[2] // first)
-        count = bank or int(total * module.coreset_sampling_ratio)
+        stride, *_ = module.model.feature_extractor.reductions
+        cells = (frames.shape[1] // stride) * (frames.shape[2] // stride)
+        count = bank or int(len(frames) * cells * module.coreset_sampling_ratio)
+        # Nothing is learned with random weights: the images that fill the bank are enough.
+        seen = frames if refusal is None else frames[: -(-count // cells)]
+        batches = _batches(module, seen)
         # Drawn instead of chosen, which would take days and leaves the bank as large.
-        module.model.memory_bank = torch.cat(draw_patches(module.model, _batches(module, frames), count, total, seed))
+        module.model.memory_bank = torch.cat(draw_patches(module.model, batches, count, len(seen) * cells, seed))
         return _Built(module, _imagenet_or(refusal), refusal is None, len(module.model.memory_bank))
 
     return build
@@ -118,7 +121,7 @@ def _padim(frames: Frames, seed: int) -> _Built:
     module = _anomalib_model("Padim", frames, backbone=backbone, pre_trained=refusal is None)
     module.model.train()
     module.model.feature_extractor.eval()
-    for batch in _batches(module, frames):
+    for batch in _batches(module, frames if refusal is None else frames[:_STATISTICS_FRAMES]):
         module.model(batch)
     module.model.fit()
     return _Built(module, _imagenet_or(refusal), refusal is None)
