@@ -27,9 +27,9 @@ from meliad_edge.events import Event, EventKind, EventState
 from meliad_edge.monitor.latency import summarise
 from meliad_edge.precision import Precision
 from meliad_edge.runtime.load import load_predictor
-from meliad_edge.stream.watch_config import CameraConfig
 from meliad_edge.stream.watcher import Decision
-from meliad_edge.watch import PageAddress, Watch, open_cameras
+from meliad_edge.watch import Watch, open_cameras
+from meliad_edge.watch_config import CameraConfig, PageAddress
 
 _SIZE = 256
 _PICTURE_HW = (480, 640)

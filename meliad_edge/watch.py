@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,8 @@ from meliad_edge.sinks.sink import QueuedSink, Sink
 from meliad_edge.stream.credentials import Credentials, find_credentials, with_credentials
 from meliad_edge.stream.sources import open_source
 from meliad_edge.stream.uri import SourceUri, parse_source, redact, with_unique_names
-from meliad_edge.stream.watch_config import CameraConfig
 from meliad_edge.stream.watcher import Camera, Decision, Watcher, WatchSummary
+from meliad_edge.watch_config import CameraConfig, PageAddress
 
 if TYPE_CHECKING:
     from meliad_edge.monitor.metrics import Metrics, SinkStatus
@@ -75,25 +75,6 @@ def open_cameras(
         except MeliadError as error:
             give_up(source.name, error)
     return cameras
-
-
-@dataclass(frozen=True, slots=True)
-class PageAddress:
-    """Where the page of a watch is served.
-
-    Attributes:
-        host: Name or address of this machine; what others can reach needs a token.
-        port: 0 takes a free one.
-        token: What whoever looks must know; None lets in everybody on this machine.
-        certificate: PEM file; with it HTTPS is served.
-        key: PEM file with its private key; None when that is in the same file.
-    """
-
-    host: str
-    port: int
-    token: str | None = field(default=None, repr=False)
-    certificate: Path | None = None
-    key: Path | None = None
 
 
 class Watch:

@@ -37,7 +37,15 @@ def command(
         list[str] | None,
         typer.Option(help="What the device shall watch; may be repeated.  [default: what it watches]"),
     ] = None,
-    window: Annotated[str, typer.Option(metavar="N/M", help="N anomalous frames of M make an event.")] = "3/5",
+    window: Annotated[
+        str, typer.Option(metavar="N/M", help="N anomalous frames of M of a --source make an event.")
+    ] = "3/5",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Cameras, page and receivers of the device, as for watch; see docs/watch.md."
+        ),
+    ] = None,
     probation: Annotated[
         float, typer.Option(min=1.0, metavar="SECONDS", help="How long the model must run before it is confirmed.")
     ] = 30.0,
@@ -75,9 +83,10 @@ def command(
         raise UsageError(msg)
     require_extra("asyncssh", "deploy")
     from meliad_edge.device.flash import FlashSettings, Parcel
+    from meliad_edge.device.watch_folder import compose_watch
 
     settings = FlashSettings(
-        sources=None if source is None else tuple(source),
+        watch=compose_watch(source, config, window),
         window=window,
         probation_s=probation,
         allow_downgrade=allow_downgrade,

@@ -77,14 +77,15 @@ def _collect(
     from meliad_edge.runtime.load import make_predictor
     from meliad_edge.stream.credentials import read_secrets
     from meliad_edge.stream.uri import parse_source
-    from meliad_edge.stream.watch_config import CameraConfig, read_watch_config
     from meliad_edge.watch import open_cameras
+    from meliad_edge.watch_config import CameraConfig, WatchConfig, read_watch_config
 
-    in_file = () if config is None else read_watch_config(config).camera
-    chosen = next((camera for camera in in_file if camera.name == source), None) or CameraConfig(source=source)
+    settings = WatchConfig() if config is None else read_watch_config(config)
+    chosen = next((camera for camera in settings.camera if camera.name == source), None) or CameraConfig(source=source)
     is_live = parse_source(chosen.source).is_live
     chosen = chosen.model_copy(update={"max_fps": 1.0 / every if is_live and every else None, "follow": False})
-    secrets = {} if camera_secrets is None else read_secrets(camera_secrets)
+    secrets_file = camera_secrets or settings.camera_secrets
+    secrets = {} if secrets_file is None else read_secrets(secrets_file)
     secrets = {name: credentials for name, credentials in secrets.items() if name == chosen.name}
     (camera,) = open_cameras([chosen], secrets, _raise)
     scores = collect_scores(make_predictor(bundle), camera, frames)

@@ -20,17 +20,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from meliad_edge.errors import MeliadError
-    from meliad_edge.event_store import EventStore
     from meliad_edge.events import Event
     from meliad_edge.sinks.delivery import DeliveryStatus
-    from meliad_edge.sinks.destinations import MqttAddress, WebhookAddress
     from meliad_edge.sinks.sink import QueuedSink
     from meliad_edge.stream.reader import Reader
-    from meliad_edge.stream.watch_config import CameraConfig
     from meliad_edge.stream.watcher import Decision, WatchSummary
-    from meliad_edge.watch import PageAddress
-
-_LARGEST_PORT = 65_535
+    from meliad_edge.watch_config import WatchConfig
 
 
 def command(
@@ -44,7 +39,8 @@ def command(
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML file with a [[camera]] table for each; see docs/watch.md.")
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML file with cameras and any of these options; see docs/watch.md."),
     ] = None,
     camera_secrets: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file with user and password per camera, readable by you.")
@@ -58,8 +54,12 @@ def command(
             show_default=False,
         ),
     ] = None,
-    keep_days: Annotated[float, typer.Option(min=0.0, help="Remove events nobody judged when they are older.")] = 30.0,
-    keep_gb: Annotated[float, typer.Option(min=0.0, help="Remove the oldest beyond so many gigabytes.")] = 10.0,
+    keep_days: Annotated[
+        float | None, typer.Option(min=0.0, help="Remove events nobody judged when they are older.  [default: 30]")
+    ] = None,
+    keep_gb: Annotated[
+        float | None, typer.Option(min=0.0, help="Remove the oldest beyond so many gigabytes.  [default: 10]")
+    ] = None,
     serve: Annotated[
         str | None,
         typer.Option(metavar="[HOST:]PORT", help="Serve a page, /metrics and an HTTP interface.", show_default=False),
@@ -81,18 +81,31 @@ def command(
     """Watch sources with a bundle: a line per event, counters and latencies at the end; Ctrl-C ends it."""
     from meliad_edge.device_threshold import threshold_file
     from meliad_edge.errors import PartialFailureError
+    from meliad_edge.event_store import EventStore
     from meliad_edge.runtime.load import load_predictor
     from meliad_edge.sinks.lines import LineSink, describe_as_json, describe_for_people
     from meliad_edge.stream.credentials import read_secrets
     from meliad_edge.watch import Watch, open_cameras
 
-    page = None if serve is None else _page_address(serve, token_file, tls_cert, tls_key)
-    configs = _camera_configs(config, sources or [], window, follow)
-    secrets = {} if camera_secrets is None else read_secrets(camera_secrets)
+    given = {
+        "camera_secrets": camera_secrets,
+        "out": tuple(out) if out else None,
+        "keep_days": keep_days,
+        "keep_gb": keep_gb,
+        "serve": serve,
+        "token_file": token_file,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+    }
+    settings = _read_settings(config, sources or [], window, follow, given)
+    page = settings.page()
+    configs = settings.camera
+    secrets = {} if settings.camera_secrets is None else read_secrets(settings.camera_secrets)
     predictor = load_predictor(model, precision=precision, engine=engine, threads=threads)
     if (own := threshold_file(model)).exists():
         say("threshold", f"{predictor.bundle.calibration.threshold:.3f}, set on this device in {own}")
-    store, destinations = _open_outputs(out or [], keep_days, keep_gb)
+    folder, destinations = settings.outputs()
+    store = None if folder is None else EventStore(folder, retention=settings.retention())
     failures: list[MeliadError] = []
 
     def give_up(name: str, error: MeliadError) -> None:
@@ -139,54 +152,24 @@ def command(
         raise PartialFailureError(msg)
 
 
-def _camera_configs(file: Path | None, sources: list[str], window: str, follow: bool) -> tuple[CameraConfig, ...]:
+def _read_settings(
+    file: Path | None, sources: list[str], window: str, follow: bool, options: dict[str, Any]
+) -> WatchConfig:
+    """What the file says, then the command line: it adds sources and wins in everything else."""
     from meliad_edge.errors import UsageError
-    from meliad_edge.stream.watch_config import command_line_cameras, read_watch_config
+    from meliad_edge.watch_config import WatchConfig, command_line_cameras, read_watch_config
 
-    in_file = () if file is None else read_watch_config(file).camera
-    cameras = (*in_file, *command_line_cameras(sources, window=window, follow=follow))
+    settings = WatchConfig() if file is None else read_watch_config(file)
+    cameras = (*settings.camera, *command_line_cameras(sources, window=window, follow=follow))
     if not cameras:
         msg = "nothing to watch; name a SOURCE, or a --config FILE with [[camera]] tables"
         raise UsageError(msg)
-    return cameras
-
-
-def _page_address(serve: str, token_file: Path | None, tls_cert: Path | None, tls_key: Path | None) -> PageAddress:
-    from meliad_edge.errors import UsageError
-    from meliad_edge.monitor.web.access import read_token
-    from meliad_edge.watch import PageAddress
-
-    host, _, port = serve.rpartition(":")
-    if not (port.isdecimal() and int(port) <= _LARGEST_PORT):
-        msg = f"--serve {serve}: expected [HOST:]PORT as in 8080 or 0.0.0.0:8080"
-        raise UsageError(msg)
-    token = None if token_file is None else read_token(token_file)
-    return PageAddress(host.strip("[]") or "127.0.0.1", int(port), token, tls_cert, tls_key)
-
-
-def _open_outputs(
-    out: list[str], keep_days: float, keep_gb: float
-) -> tuple[EventStore | None, list[WebhookAddress | MqttAddress]]:
-    from meliad_edge.errors import UsageError
-    from meliad_edge.event_store import EventStore, Retention
-    from meliad_edge.sinks.destinations import parse_destination
-
-    outputs = [parse_destination(text) for text in out]
-    folders = [output for output in outputs if isinstance(output, Path)]
-    destinations = [output for output in outputs if not isinstance(output, Path)]
-    if len(folders) > 1:
-        msg = f"--out {folders[0]} and {folders[1]}: events are kept in one folder; name one"
-        raise UsageError(msg)
-    if not folders:
-        if destinations:
-            msg = "--out: what cannot be delivered must be kept; name a folder beside it, --out events"
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in ("keep_days", "keep_gb"):
+        if not math.isfinite(given.get(name, 0.0)):
+            msg = f"--{name.replace('_', '-')} {given[name]}: must be a finite number"
             raise UsageError(msg)
-        return None, []
-    if not (math.isfinite(keep_days) and math.isfinite(keep_gb)):
-        msg = f"--keep-days {keep_days:g} --keep-gb {keep_gb:g}: both must be finite numbers"
-        raise UsageError(msg)
-    retention = Retention(max_bytes=round(1e9 * keep_gb), max_age_s=86_400.0 * keep_days)
-    return EventStore(folders[0], retention=retention), destinations
+    return settings.model_copy(update={**given, "camera": cameras})
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from meliad_edge.device.slots import Home, SlotName, device_home
+from meliad_edge.device.slots import WATCH_FILE, Home, SlotName, device_home
 from meliad_edge.errors import MeliadError, UsageError
 
 _PR_SET_PDEATHSIG = 1
@@ -39,7 +39,7 @@ def _install(home: Home) -> None:
         _answer({"step": step, "text": text, "seconds": seconds, "done": bool(text)})
 
     slot = install(home, Offer.model_validate_json(sys.stdin.buffer.read()), tell)
-    _answer({"slot": slot.model_dump(exclude={"sources"})})
+    _answer({"slot": slot.model_dump()})
 
 
 def _trust(home: Home) -> None:
@@ -59,7 +59,7 @@ def _rollback(home: Home) -> None:
     with home.lock():
         slot = home.roll_back()
         restart_service(home)
-    _answer({"slot": slot.model_dump(exclude={"sources"})})
+    _answer({"slot": slot.model_dump()})
 
 
 def _status(home: Home) -> None:
@@ -96,16 +96,15 @@ def _watch(home: Home) -> None:
     """The watch of one slot; it ends with the service that started it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     name: SlotName = "b" if sys.argv[2] == "b" else "a"
-    slot = home.read_slot(name)
-    if slot is None:
+    if home.read_slot(name) is None:
         msg = f"slot {name} is empty; flash a model with: meliad-edge flash HOST MODEL.meliad"
         raise UsageError(msg)
     model = home.slot_folder(name) / "model.meliad"
-    if slot.sources:
+    settings = home.slot_folder(name) / WATCH_FILE
+    if settings.exists():
         from meliad_edge.cli import main
 
-        events = ("--json", "--out", str(home.folder / "events"))
-        main(["watch", str(model), *slot.sources, "--window", slot.window, *events])
+        main(["watch", str(model), "--config", str(settings), "--json"])
     else:
         _replay(model)
 

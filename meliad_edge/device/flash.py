@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from meliad_edge.bundle import Manifest, Signed, read_parts
 from meliad_edge.device.ssh import Address, Link, connect
+from meliad_edge.device.watch_folder import PackedWatch
 from meliad_edge.device.wheels import Platform, find_wheels
 from meliad_edge.errors import DeviceError
 
@@ -72,8 +73,8 @@ class FlashSettings:
     """How a device is flashed.
 
     Attributes:
-        sources: What it shall watch; None keeps what it watches.
-        window: When scores make an event.
+        watch: What it shall watch; None keeps what it watches.
+        window: When scores of sources that only an inventory names make an event.
         probation_s: How long the model must run before it is confirmed.
         allow_downgrade: Whether it may be older than the current one.
         trust: Public key that the device shall trust from now on.
@@ -83,7 +84,7 @@ class FlashSettings:
         known_hosts: File with its host key; None takes ``~/.ssh/known_hosts``.
     """
 
-    sources: tuple[str, ...] | None = None
+    watch: PackedWatch | None = None
     window: str = "3/5"
     probation_s: float = 30.0
     allow_downgrade: bool = False
@@ -192,18 +193,16 @@ async def flash(address: Address, parcel: Parcel, settings: FlashSettings, say: 
         progress.begin("plan")
         if settings.trust is not None:
             await link.ask(_device(launcher, "trust"), _read_key(settings.trust))
-        offer = json.dumps(
-            {
-                "manifest": base64.b64encode(parcel.signed.manifest).decode(),
-                "signature": base64.b64encode(parcel.signed.signature or b"").decode(),
-                "runtime": runtime,
-                "sources": settings.sources,
-                "window": settings.window,
-                "probation_s": settings.probation_s,
-                "allow_downgrade": settings.allow_downgrade,
-            }
-        ).encode()
-        plan = await link.ask(_device(launcher, "plan"), offer)
+        watch = settings.watch
+        offer: dict[str, Any] = {
+            "manifest": base64.b64encode(parcel.signed.manifest).decode(),
+            "signature": base64.b64encode(parcel.signed.signature or b"").decode(),
+            "runtime": runtime,
+            "watch": None if watch is None else watch.config.model_dump(mode="json"),
+            "probation_s": settings.probation_s,
+            "allow_downgrade": settings.allow_downgrade,
+        }
+        plan = await link.ask(_device(launcher, "plan"), json.dumps(offer).encode())
         if plan["unchanged"]:
             progress.end("plan", "runs already, nothing to do")
             return progress.result("unchanged")
@@ -215,7 +214,9 @@ async def flash(address: Address, parcel: Parcel, settings: FlashSettings, say: 
         )
         await link.send(missing, f"{facts['home']}/incoming")
         progress.end("parts", f"{len(missing)} sent")
-        await link.ask(_device(launcher, "install"), offer, _follower(progress))
+        files = {} if watch is None else watch.files
+        offer["files"] = {sha256: base64.b64encode(data).decode() for sha256, data in files.items()}
+        await link.ask(_device(launcher, "install"), json.dumps(offer).encode(), _follower(progress))
         return progress.result("installed")
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from meliad_edge.device.flash import FlashResult, FlashSettings, Parcel, flash
 from meliad_edge.device.ssh import Address
+from meliad_edge.device.watch_folder import compose_watch
 from meliad_edge.errors import MeliadError, UsageError
 
 if sys.version_info >= (3, 11):
@@ -32,7 +33,8 @@ class Device(BaseModel):
         host: ``[USER@]HOST[:PORT]``.
         wave: Devices of one number are flashed together, lower numbers first.
         canary: Whether it goes before every wave; where none is named, the first device of the first wave does.
-        sources: What it watches; None keeps what it watches.
+        sources: What it watches; where neither that nor a config is named, that of the command line.
+        config: File of its watch, from the folder of the inventory.
         python: Its Python, where it is not the one of the command line.
         installed: Whether that Python has meliad-edge already.
     """
@@ -43,6 +45,7 @@ class Device(BaseModel):
     wave: int = Field(default=1, ge=1)
     canary: bool = False
     sources: tuple[str, ...] | None = None
+    config: Path | None = None
     python: str | None = None
     installed: bool | None = None
 
@@ -52,10 +55,14 @@ class Device(BaseModel):
         return Address.parse(self.host)
 
     def settings(self, common: FlashSettings) -> FlashSettings:
-        """How it is flashed: as all, but for what the inventory says of it."""
+        """How it is flashed: as all, but for what the inventory says of it.
+
+        Raises:
+            UsageError: What it shall watch cannot be used.
+        """
         return replace(
             common,
-            sources=common.sources if self.sources is None else self.sources,
+            watch=compose_watch(self.sources, self.config, common.window) or common.watch,
             python=common.python if self.python is None else self.python,
             installed=common.installed if self.installed is None else self.installed,
         )
@@ -120,7 +127,9 @@ def read_inventory(file: Path) -> tuple[Device, ...]:
     if twice is not None:
         msg = f"inventory {file}: {twice} is named twice; remove one of them"
         raise UsageError(msg)
-    return devices
+    return tuple(
+        device.model_copy(update={"config": device.config and file.parent / device.config}) for device in devices
+    )
 
 
 def to_waves(devices: tuple[Device, ...]) -> dict[int, list[Device]]:
@@ -149,13 +158,17 @@ async def flash_fleet(
         parcel: The bundle.
         common: How each is flashed, unless the inventory says otherwise.
         on_entry: Told of each device as it ends.
+
+    Raises:
+        UsageError: What one of them shall watch cannot be used; none was touched.
     """
     turns = asyncio.Semaphore(_AT_ONCE)
+    settings = {device.host: device.settings(common) for device in devices}
 
     async def flash_one(device: Device, wave: int) -> FleetEntry:
         try:
             async with turns:
-                result = await flash(device.address, parcel, device.settings(common), lambda step, text: None)
+                result = await flash(device.address, parcel, settings[device.host], lambda step, text: None)
             entry = FleetEntry(device.host, wave, result.outcome, result=result)
         except MeliadError as error:
             entry = FleetEntry(device.host, wave, "failed", str(error))

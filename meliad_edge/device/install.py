@@ -20,6 +20,8 @@ from meliad_edge.bundle import Bundle, Manifest, Signed, pack
 from meliad_edge.device.garbage import clean
 from meliad_edge.device.service import restart_service
 from meliad_edge.device.slots import Home, Slot, SlotName
+from meliad_edge.device.watch_folder import read_watch, stage_watch, with_events
+from meliad_edge.device_threshold import threshold_file
 from meliad_edge.errors import BundleError, DeviceError, SignatureError
 from meliad_edge.monitor.latency import LatencySummary, summarise
 from meliad_edge.parity import check_golden, require_parity
@@ -27,6 +29,7 @@ from meliad_edge.precision import Precision
 from meliad_edge.runtime.load import load_predictor, open_trusted
 from meliad_edge.runtime.predictor import Predictor
 from meliad_edge.signing import trusted_keys, verify
+from meliad_edge.watch_config import WatchConfig
 
 Tell = Callable[[str, str], None]
 
@@ -47,8 +50,9 @@ class Offer(BaseModel):
         manifest: ``manifest.json`` in base 64.
         signature: ``manifest.sig`` in base 64, empty where there is none.
         runtime: Name of the runtime that shall run it.
-        sources: What it shall watch; None keeps those of the current slot.
-        window: When scores make an event.
+        watch: What it shall watch, see :class:`~meliad_edge.device.watch_folder.PackedWatch`; None keeps that of the
+            current slot.
+        files: Contents of the files that names, in base 64, by SHA-256.
         probation_s: How long it must run before it is confirmed.
         allow_downgrade: Whether it may be older than the current one.
     """
@@ -58,10 +62,14 @@ class Offer(BaseModel):
     manifest: str
     signature: str
     runtime: str = Field(pattern=r"^[0-9a-f]{16}$")
-    sources: tuple[str, ...] | None = None
-    window: str = "3/5"
+    watch: WatchConfig | None = None
+    files: dict[str, str] = Field(default_factory=dict, repr=False)
     probation_s: float = Field(gt=0.0)
     allow_downgrade: bool = False
+
+    def sent_files(self) -> dict[str, bytes]:
+        """Contents of the files that the watch names, by SHA-256."""
+        return {sha256: base64.b64decode(data) for sha256, data in self.files.items()}
 
     def signed(self) -> Signed:
         """The bytes of the manifest and their signature."""
@@ -139,16 +147,17 @@ def install(home: Home, offer: Offer, tell: Tell, *, sleep: Callable[[float], No
             version=manifest.version,
             manifest_sha256=hashlib.sha256(offer.signed().manifest).hexdigest(),
             installed_at=time.time(),
-            sources=offer.sources if offer.sources is not None else running.sources if running else (),
-            window=offer.window,
         )
+        watch = stage_watch(home, offer.watch, offer.sent_files())
+        if current is not None and running is not None and running.manifest_sha256 == slot.manifest_sha256:
+            _keep_threshold(home, current)
         name = home.fill_idle(slot)
         home.switch(name, offer.probation_s)
         restart_service(home)
         tell("switch", f"slot {name}" + ("" if current is None else f"; slot {current} is kept to go back to"))
         tell("probation", "")
         _await_trial(home, name, sleep)
-        watched = f"watched {len(slot.sources)} source(s)" if slot.sources else "decided as it must in a new process"
+        watched = "decided as it must in a new process" if watch is None else f"watched {len(watch.camera)} source(s)"
         tell("probation", f"{watched}; confirmed")
         clean(home)
         return _slot(home)
@@ -187,8 +196,22 @@ def _is_running(home: Home, offer: Offer) -> bool:
     return (
         slot.manifest_sha256 == hashlib.sha256(offer.signed().manifest).hexdigest()
         and (home.slot_folder(current) / "python").readlink().parent.name == offer.runtime
-        and (offer.sources is None or (offer.sources, offer.window) == (slot.sources, slot.window))
+        and (offer.watch is None or _watches(home, current, offer.watch))
     )
+
+
+def _watches(home: Home, name: SlotName, wanted: WatchConfig) -> bool:
+    """Whether a slot watches what is wanted, and as it is wanted."""
+    if not wanted.camera:
+        return read_watch(home, name) is None
+    return read_watch(home, name) == with_events(wanted, home.folder / "events")
+
+
+def _keep_threshold(home: Home, name: SlotName) -> None:
+    """What was set on this device for the very same model stays."""
+    own = threshold_file(home.slot_folder(name) / "model.meliad")
+    if own.exists():
+        shutil.copy(own, home.staging)
 
 
 def _settle(home: Home) -> None:

@@ -1,7 +1,8 @@
 """Two slots for models on a device, one of them current; no power cut can halve a change.
 
     HOME/current -> slots/a    the model that runs; replaced by a rename
-    HOME/slots/a, slots/b      model.meliad, slot.json, python (starts its runtime), engines built for it
+    HOME/slots/a, slots/b      model.meliad, slot.json, python (starts its runtime), engines built for it,
+                               watch.json and watch/ (what it watches and the files that names)
     HOME/slots/next            the one that is being tried before it takes the idle slot
     HOME/trial.json            there while the current slot is on probation
     HOME/lock                  held by whoever changes any of these
@@ -29,6 +30,8 @@ from meliad_edge.errors import DeviceError
 
 SlotName = Literal["a", "b"]
 
+WATCH_FILE = "watch.json"
+
 _SLOTS: tuple[SlotName, SlotName] = ("a", "b")
 _MAX_FILE_BYTES = 64 * 1024
 _LOCK_TRIES = 5
@@ -43,8 +46,6 @@ class Slot(BaseModel):
         version: Of the model; an older one is refused.
         manifest_sha256: Digest of the bundle's manifest, and so of the bundle.
         installed_at: Seconds since 1970 by the device's clock.
-        sources: What it watches, credentials included; the file is for its owner alone.
-        window: When scores make an event, see ``watch``.
         confirmed: Whether it has passed its probation, so that one may go back to it.
         failure: Why it was given up, else empty.
     """
@@ -55,8 +56,6 @@ class Slot(BaseModel):
     version: int
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     installed_at: float
-    sources: tuple[str, ...] = ()
-    window: str = "3/5"
     confirmed: bool = False
     failure: str = ""
 
@@ -289,8 +288,10 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until the files of a folder, and their names, are on the disk."""
+    """Wait until all files below a folder, and their names, are on the disk."""
     for path in folder.iterdir():
-        if not path.is_symlink():
+        if path.is_dir() and not path.is_symlink():
+            sync_tree(path)
+        elif not path.is_symlink():
             sync(path)
     sync(folder)

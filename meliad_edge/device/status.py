@@ -6,8 +6,10 @@ from typing import Any
 
 from meliad_edge import __version__
 from meliad_edge.device.service import read_service
-from meliad_edge.device.slots import Home, Slot, SlotName
+from meliad_edge.device.slots import Home, SlotName
+from meliad_edge.device.watch_folder import read_watch
 from meliad_edge.stream.uri import redact
+from meliad_edge.watch_config import WatchConfig
 
 
 def describe(home: Home) -> dict[str, Any]:
@@ -18,12 +20,18 @@ def describe(home: Home) -> dict[str, Any]:
         "version": __version__,
         "home": str(home.folder),
         "current": home.current(),
-        "slots": {name: _describe_slot(slot) for name in names if (slot := home.read_slot(name)) is not None},
+        "slots": {
+            name: slot.model_dump() | _describe_watch(read_watch(home, name))
+            for name in names
+            if (slot := home.read_slot(name)) is not None
+        },
         "trial": None if trial is None else trial.model_dump(),
         "service": None if service is None else service.model_dump(),
         "flashing": home.is_locked(),
     }
 
 
-def _describe_slot(slot: Slot) -> dict[str, Any]:
-    return {**slot.model_dump(), "sources": [redact(source) for source in slot.sources]}
+def _describe_watch(watch: WatchConfig | None) -> dict[str, Any]:
+    if watch is None:
+        return {"sources": [], "page": None}
+    return {"sources": [redact(camera.source) for camera in watch.camera], "page": watch.serve}

@@ -75,7 +75,8 @@ def find_wheels(platform: Platform, folder: Path | None) -> list[Path]:
     platform.require_supported()
     cache = wheel_cache() / f"cp{platform.python[0]}{platform.python[1]}-{platform.machine}-{platform.glibc}"
     cache.mkdir(parents=True, exist_ok=True)
-    requirements = [f"meliad-edge=={__version__}"]
+    # A device may be asked to serve a page or to speak MQTT at any time; that extra is two megabytes.
+    requirements = [f"meliad-edge[monitor]=={__version__}"]
     if platform.python < (3, 11):
         # pip looks at the marker of this dependency with its own version in mind, not the device's.
         requirements.append("tomli>=2")

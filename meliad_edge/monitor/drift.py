@@ -3,9 +3,9 @@
 A conformal test martingale (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2nd ed., 2022, ch. 8).
 Each score gets a p-value: its rank among the calibration scores and those seen since. As long as all of them are
 exchangeable, these p-values are independent and uniform however few calibration scores there are, and whoever bets
-against that plays a fair game. By Ville's inequality his capital ever grows a thousandfold with probability at most
-1/1,000. The bets are ours: on a normal score moved by some standard deviations, changed in the manner of the simple
-jumper (Vovk et al., Retrain or not retrain, 2021), so that a change is noticed whenever it comes.
+against that plays a fair game. By Ville's inequality the capital of one game ever grows a thousandfold with
+probability at most 1/1,000. The bets are ours: on a normal score moved by some standard deviations, changed in the
+manner of the simple jumper (Vovk et al., Retrain or not retrain, 2021), so that a change is noticed whenever it comes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class DriftLimits:
 
     Attributes:
         sample_every_s: From one score that counts to the next: frames that follow each other show the same part.
-        alarm_at: Capital at which drift is reported; the chance that it ever gets there by luck is at most one over it.
+        alarm_at: Capital at which drift is reported; the chance that it gets there by luck within one window is at most
+            one over it.
         window_samples: After so many scores betting starts again, with a capital of 1 and the calibration alone.
         smallest_shift: Median shift that matters, in standard deviations of the calibration scores.
         gone_shift: Median shift below which drift ends.

@@ -21,7 +21,6 @@ _logger = logging.getLogger(__name__)
 WEBHOOK_SECRET = "MELIAD_EDGE_WEBHOOK_SECRET"
 MQTT_USER = "MELIAD_EDGE_MQTT_USER"
 MQTT_PASSWORD = "MELIAD_EDGE_MQTT_PASSWORD"
-_IN_FILE = "_FILE"
 _MQTT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _DEFAULT_PREFIX = "meliad"
 _KNOWN = "a folder, file:///PATH, https://HOST/PATH, http://, mqtt://HOST/PREFIX or mqtts://"
@@ -62,6 +61,11 @@ class MqttAddress:
         """The address without credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"mqtt{'s' if self.is_encrypted else ''}://{host}:{self.port}/{self.prefix}"
+
+
+def in_file(variable: str) -> str:
+    """The variable that names a file which holds what another variable would."""
+    return f"{variable}_FILE"
 
 
 def parse_destination(text: str, *, environment: Mapping[str, str] = os.environ) -> Path | WebhookAddress | MqttAddress:
@@ -134,8 +138,9 @@ def _parse_webhook(text: str, environment: Mapping[str, str]) -> WebhookAddress:
     secret = _read_secret(WEBHOOK_SECRET, environment)
     if secret is None:
         msg = (
-            f"--out {shown}: requests are signed; set {WEBHOOK_SECRET}, or {WEBHOOK_SECRET}{_IN_FILE} to the "
-            'file that holds the secret; make one with: echo "whsec_$(openssl rand -base64 32)"'
+            f"--out {shown}: requests are signed; set {WEBHOOK_SECRET}, or {in_file(WEBHOOK_SECRET)} or the key "
+            "webhook_secret_file of --config to the file that holds the secret; make one with: "
+            'echo "whsec_$(openssl rand -base64 32)"'
         )
         raise UsageError(msg)
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
@@ -194,17 +199,17 @@ def _split(text: str) -> SplitResult:
 def _read_secret(variable: str, environment: Mapping[str, str]) -> str | None:
     if value := environment.get(variable):
         return value
-    file = environment.get(variable + _IN_FILE)
+    file = environment.get(in_file(variable))
     if not file:
         return None
     try:
         secret = Path(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
-        msg = f"{variable}{_IN_FILE}: {file} cannot be read ({reason}); name the file that holds the secret alone"
+        msg = f"{in_file(variable)}: {file} cannot be read ({reason}); name the file that holds the secret alone"
         raise UsageError(msg) from None
     if not secret:
-        msg = f"{variable}{_IN_FILE}: {file} is empty; write the secret into it"
+        msg = f"{in_file(variable)}: {file} is empty; write the secret into it"
         raise UsageError(msg)
     return secret
 

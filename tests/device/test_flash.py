@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime
+import http.server
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from meliad_edge.bundle import Part, Signed, pack, read_parts
@@ -30,6 +39,12 @@ pytestmark = pytest.mark.workshop
 def device(make_device: Any) -> Any:
     """A device that has never been flashed when the first test of this file takes it."""
     return make_device()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Any, seconds: float = 30.0) -> None:
@@ -127,6 +142,132 @@ def test_a_video_is_watched_and_its_events_are_in_the_logs(
     assert (device.home.folder / "events" / "events.jsonl").is_file()
     assert invoke("logs", device.name, "--lines", 1, "--json").json["lines"] != []
     assert invoke("status", device.name, "--json").json["slots"][device.home.current()]["sources"] == [str(video)]
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """A receiver of webhooks that keeps what it gets."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.received.append((dict(self.headers), json.loads(body)))  # type: ignore[attr-defined]
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[http.server.ThreadingHTTPServer]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    server.received = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def ask_page(port: int, token: str | None) -> int:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/v1/cameras", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5.0) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_a_device_watches_what_a_file_says(
+    make_device: Any,
+    flash: Any,
+    make_bundle: Any,
+    workshop: Any,
+    texture_set: Path,
+    tmp_path: Path,
+    receiver: Any,
+    at_workshop: Any,
+    invoke: Any,
+) -> None:
+    device = make_device()
+    inbox, plant, port, token = tmp_path / "inbox", tmp_path / "plant", free_port(), "T0KEN-of-this-line"
+    inbox.mkdir()
+    plant.mkdir()
+    secret = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+    (plant / "token").write_text(token)
+    (plant / "secret").write_text(secret)
+    cv2.imwrite(str(plant / "mask.png"), np.zeros((128, 128), np.uint8))
+    config = plant / "line.toml"
+    config.write_text(
+        f"""
+        out = ["events", "http://127.0.0.1:{receiver.server_port}/hook"]
+        webhook_secret_file = "secret"
+        serve = "127.0.0.1:{port}"
+        token_file = "token"
+        [[camera]]
+        source = "{inbox}"
+        name = "line 3"
+        window = "1/1"
+        follow = true
+        mask = "mask.png"
+        """
+    )
+    outcome = flash(device, make_bundle(1), "--trust", workshop.public_key, "--config", config)
+    assert outcome.code == 0, outcome.err
+    wait_until(lambda: ask_page(port, token) == 200)
+    assert ask_page(port, None) == 401
+    shutil.copy(texture_set / "test" / "scratch" / "000.png", inbox)
+    wait_until(lambda: receiver.received)
+    headers, event = receiver.received[0]
+    assert (event["source"], event["kind"]) == ("000.png", "anomaly")
+    assert "webhook-signature" in {name.lower() for name in headers}
+    assert (device.home.folder / "events" / "events.sqlite").is_file()
+
+    status = invoke("status", device.name, "--json")
+    slot = status.json["slots"][device.home.current()]
+    assert (slot["sources"], slot["page"]) == ([str(inbox)], f"127.0.0.1:{port}")
+    assert token not in status.out and secret not in status.out and secret not in outcome.err
+    private = [*device.home.slot_folder(device.home.current()).glob("watch/*")]
+    assert len(private) == 3 and all(path.stat().st_mode & 0o077 == 0 for path in private)
+    assert not list(device.home.folder.glob("incoming/*"))
+
+    # The same again is left alone; a new model goes on watching; other settings with the same model keep its threshold.
+    assert flash(device, make_bundle(1), "--config", config).json["outcome"] == "unchanged"
+    assert flash(device, make_bundle(2)).code == 0
+    wait_until(lambda: ask_page(port, token) == 200)
+    model = device.home.slot_folder(device.home.current()) / "model.meliad"
+    assert invoke("threshold", model, "--false-alarm-rate", "0.1").code == 0
+    config.write_text(config.read_text().replace('mask = "mask.png"', "tiles = [1, 1]"))
+    assert flash(device, make_bundle(2), "--config", config).json["outcome"] == "installed"
+    folder = device.home.slot_folder(device.home.current())
+    assert (folder / "model.threshold.json").is_file()
+    assert len(list(folder.glob("watch/*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('serve = "80x"', "--serve 80x: expected [HOST:]PORT"),
+        ('serve = "8080"\ntoken_file = "none"', "cannot be read (No such file or directory)"),
+        ('out = ["https://mes.local/hooks"]', "requests are signed; set MELIAD_EDGE_WEBHOOK_SECRET"),
+        ('tls_cert = "none.pem"', "none.pem: cannot be read (No such file or directory); the device needs it"),
+        ("speed = 3", "unknown key 'speed'; the file has camera, camera_secrets, out,"),
+    ],
+)
+def test_what_a_device_cannot_watch_is_refused_before_anything_is_sent(
+    flash: Any, device: Any, make_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    monkeypatch.setenv("MELIAD_EDGE_WEBHOOK_SECRET", "whsec_of_the_workshop_does_not_travel")
+    config = tmp_path / "line.toml"
+    config.write_text(f'{text}\n[[camera]]\nsource = "rtsp://cam/x"\n')
+    before = device.running()
+    outcome = flash(device, make_bundle(9), "--config", config)
+    assert outcome.code == 2
+    assert said in outcome.error_line
+    assert "connect" not in outcome.err
+    assert device.running() == before
 
 
 def test_a_watch_that_fails_on_probation_goes_back(

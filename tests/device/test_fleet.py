@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from meliad_edge.device.flash import FlashSettings
 from meliad_edge.device.fleet import read_inventory, to_waves
+from meliad_edge.device.watch_folder import compose_watch
 from meliad_edge.errors import UsageError
 
 DEVICES = 10
@@ -96,11 +98,25 @@ def test_the_canary_goes_first(tmp_path: Path) -> None:
     }
 
 
+def test_each_device_may_have_a_watch_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "line3.toml").write_text('serve = "8080"\n[[camera]]\nsource = "rtsp://cam3/x"\nwindow = "1/1"\n')
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        '[[device]]\nhost = "a"\nconfig = "line3.toml"\nsources = ["csi://0"]\n[[device]]\nhost = "b"\n'
+        '[[device]]\nhost = "c"\nsources = []\n'
+    )
+    a, b, c = read_inventory(path)
+    common = FlashSettings(watch=compose_watch(["csi://1"], None, "2/2"), window="4/6")
+    watches = [device.settings(common).watch for device in (a, b, c)]
+    seen = [[(camera.source, camera.window) for camera in watch.config.camera] for watch in watches if watch]
+    assert seen == [[("rtsp://cam3/x", "1/1"), ("csi://0", "4/6")], [("csi://1", "2/2")], []]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("[[device]", "cannot be read"),
-        ("", "device: field required; the keys are host, wave, canary, sources, python, installed"),
+        ("", "device: field required; the keys are host, wave, canary, sources, config, python, installed"),
         ('[[device]]\nhost = "a"\ncolour = 1', "device.0.colour: extra inputs are not permitted"),
         ('[[device]]\nhost = "a"\n[[device]]\nhost = "a"', "a is named twice"),
         ('[[device]]\nhost = "a"\nwave = 0', "device.0.wave: input should be greater than or equal to 1"),

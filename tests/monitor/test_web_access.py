@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from meliad_edge.errors import UsageError
-from meliad_edge.monitor.web.access import SESSION_S, Access, read_token
+from meliad_edge.monitor.token import read_token
+from meliad_edge.monitor.web.access import SESSION_S, Access
 
 TOKEN = "correct-horse-battery-staple"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
