@@ -31,7 +31,15 @@ DataFolder = Annotated[Path, typer.Option(help="Where the folders magnetic_tile,
 FeatureCache = Annotated[Path, typer.Option(help="Keep backbone features here.")]
 Work = Annotated[Path, typer.Option(help="Keep finished results here; the same command goes on with them.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processes.  [default: half of the cores]", show_default=False)
+    int | None, typer.Option(min=1, help="Jobs at a time.  [default: half of the cores]", show_default=False)
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Compute on a Ray cluster whose nodes reach the folders: auto, HOST:PORT, local.",
+    ),
 ]
 
 _DATA_FOLDER = Path("../shared/data")
@@ -187,6 +195,7 @@ def accuracy(
     feature_cache: FeatureCache = _FEATURE_CACHE,
     work: Work = _WORK,
     workers: Workers = None,
+    ray: RayAddress = None,
 ) -> None:
     """Few-shot accuracy over several seeds, 5 or 10 for one shot, beside published figures."""
     require_extra("torch", "train")
@@ -208,6 +217,7 @@ def accuracy(
         feature_cache=feature_cache,
         work=work,
         workers=workers,
+        ray=ray,
     )
     _run_plan(plan, "accuracy", list(LEFT_OUT) if peers else [], json, markdown)
 
@@ -224,6 +234,7 @@ def ablation(
     feature_cache: FeatureCache = _FEATURE_CACHE,
     work: Work = _WORK,
     workers: Workers = None,
+    ray: RayAddress = None,
 ) -> None:
     """What each part of a method contributes to its accuracy, over 3 seeds."""
     require_extra("torch", "train")
@@ -241,6 +252,7 @@ def ablation(
         feature_cache=feature_cache,
         work=work,
         workers=workers,
+        ray=ray,
     )
     _run_plan(plan, "ablation", [], json, markdown)
 

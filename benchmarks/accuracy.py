@@ -11,7 +11,7 @@ from typing import Any
 from meliad_edge.benchmarks.datasets import folder_of, locate_set
 from meliad_edge.benchmarks.environment import describe_environment
 from meliad_edge.benchmarks.job import Job, Variant
-from meliad_edge.benchmarks.pool import NOT_RUN, default_workers, run_jobs
+from meliad_edge.benchmarks.pool import NOT_RUN, run_jobs
 from meliad_edge.benchmarks.published import PUBLISHED
 from meliad_edge.benchmarks.summary import INTERVALS, summarise
 from meliad_edge.data.readers import open_dataset
@@ -63,7 +63,8 @@ class Plan:
         seeds: Number of seeds, 0 upwards; None means 5, and 10 for one shot.
         image_size: Height and width of the model's input in pixels; None lets ``fit`` choose them.
         interpretability: Whether to measure how well the maps explain, too.
-        workers: Processes; None means half of the cores.
+        workers: Jobs at a time; None means half of the cores.
+        ray: Address of a Ray cluster that computes them; None computes them here.
         peers: Rows without labels only: detectors that cannot use any.
     """
 
@@ -78,6 +79,7 @@ class Plan:
     image_size: int | None = None
     interpretability: bool = False
     workers: int | None = None
+    ray: str | None = None
     peers: tuple[Variant, ...] = ()
 
 
@@ -116,7 +118,7 @@ def run(plan: Plan, benchmark: str = "accuracy") -> dict[str, Any]:
     """
     rows, left_out = _plan_rows(plan)
     jobs = [job for row in rows for job in row.jobs]
-    results = iter(run_jobs(jobs, plan.work, plan.feature_cache, plan.workers or default_workers()))
+    results = iter(run_jobs(jobs, plan.work, plan.feature_cache, plan.workers, plan.ray))
     shown_sets = {row.set_name for row in rows}
     return {
         "benchmark": benchmark,

@@ -6,7 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -21,20 +21,19 @@ from meliad_edge.benchmarks.environment import describe_environment
 from meliad_edge.benchmarks.job import Job
 from meliad_edge.errors import MeliadError, UsageError
 from meliad_edge.progress import hide_progress_bars, progress_bar
+from meliad_edge.ray_cluster import ray_cluster
 
 Result = dict[str, Any]
+Call = tuple[Job, Path, Path | None]
 
 NOT_RUN = "not_run"
 
 _logger = logging.getLogger(__name__)
 
 
-def default_workers() -> int:
-    """Half of the cores: the libraries below use several threads, and a machine is rarely ours alone."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
-
-
-def run_jobs(jobs: Sequence[Job], work: Path, feature_cache: Path | None, workers: int) -> list[Result]:
+def run_jobs(
+    jobs: Sequence[Job], work: Path, feature_cache: Path | None, workers: int | None = None, ray: str | None = None
+) -> list[Result]:
     """Results of jobs, read from the work folder where it has them, else computed and kept there.
 
     Results do not depend on the number of processes, nor on which process computes which.
@@ -43,7 +42,9 @@ def run_jobs(jobs: Sequence[Job], work: Path, feature_cache: Path | None, worker
         jobs: What to compute.
         work: Folder with one JSON file for each finished job.
         feature_cache: Folder that keeps backbone features from one job to the next; processes share it.
-        workers: Processes; the cores are divided among them.
+        workers: Jobs at a time; the cores are divided among them. None is half as many as there are cores.
+        ray: Address of a Ray cluster that computes them, see :func:`~meliad_edge.ray_cluster.ray_cluster`; every node
+            must reach this folder and what is named from it. None computes them in processes of this machine.
 
     Returns:
         One result per job, in their order: what :meth:`Job.execute` returns, or ``not_run``, why a detector could not
@@ -60,26 +61,58 @@ def run_jobs(jobs: Sequence[Job], work: Path, feature_cache: Path | None, worker
         task = bar.add_task(
             f"{'fitting and measuring':<24}", total=len(jobs), completed=len(jobs) - len(waiting), note=""
         )
-        if waiting:
-            processes = min(workers, len(waiting))
-            threads = max(1, min(len(os.sched_getaffinity(0)) // processes, torch.get_num_threads()))
-            pool = ProcessPoolExecutor(
-                processes, multiprocessing.get_context("spawn"), initializer=_prepare_process, initargs=(threads,)
-            )
-            try:
-                futures: dict[Future[Result], int] = {
-                    pool.submit(run_and_keep, jobs[index], files[index], feature_cache): index for index in waiting
-                }
-                for future in as_completed(futures):
-                    index = futures[future]
-                    results[index] = _result(future)
-                    note = _note(jobs[index], results[index])
-                    bar.update(task, advance=1, note=note)
-                    if not bar.console.is_terminal:  # a log has no bar, and this may take the night
-                        bar.console.print(note)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        calls = {index: (jobs[index], files[index], feature_cache) for index in waiting}
+        for index, result in _compute_here(calls, workers) if ray is None else _compute_on_ray(calls, workers, ray):
+            results[index] = result
+            note = _note(jobs[index], result)
+            bar.update(task, advance=1, note=note)
+            if not bar.console.is_terminal:  # a log has no bar, and this may take the night
+                bar.console.print(note)
     return [result for result in results if result is not None]
+
+
+def _compute_here(calls: dict[int, Call], workers: int | None) -> Iterator[tuple[int, Result]]:
+    """Each result as it is there, with its key."""
+    if not calls:
+        return
+    cores = len(os.sched_getaffinity(0))
+    processes = min(workers or _default_workers(cores), len(calls))
+    threads = max(1, min(cores // processes, torch.get_num_threads()))
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_prepare_process, initargs=(threads,)
+    )
+    try:
+        futures = {pool.submit(run_and_keep, *call): index for index, call in calls.items()}
+        for future in as_completed(futures):
+            yield futures[future], _result(future)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _compute_on_ray(calls: dict[int, Call], workers: int | None, address: str) -> Iterator[tuple[int, Result]]:
+    """The same on a cluster; what a lost node had in hand is computed again elsewhere."""
+    if not calls:
+        return
+    with ray_cluster(address) as ray:
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        cores = max(1, sum(nodes))
+        threads = max(1, cores // min(workers or _default_workers(cores), len(calls)))
+        threads = min([threads, *(count for count in nodes if count)])  # a task must fit on a node
+        remote = ray.remote(num_cpus=threads, max_retries=-1)(_run_elsewhere)
+        waiting = {remote.remote(Path.cwd(), threads, *call): index for index, call in calls.items()}
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            try:
+                result: Result = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, MeliadError) else error) from None
+            yield waiting.pop(done), result
+
+
+def _run_elsewhere(folder: Path, threads: int, job: Job, file: Path, feature_cache: Path | None) -> Result:
+    os.chdir(folder)  # paths count from there
+    _prepare_process(threads)
+    return run_and_keep(job, file, feature_cache)
 
 
 def _prepare_process(threads: int) -> None:
@@ -125,6 +158,11 @@ def _result(future: Future[Result]) -> Result:
     except BrokenProcessPool as error:
         msg = f"a process of the benchmark died ({error}); finished results are kept, go on with fewer --workers"
         raise MeliadError(msg) from error
+
+
+def _default_workers(cores: int) -> int:
+    """Half of the cores: the libraries below use several threads, and a machine is rarely ours alone."""
+    return max(1, cores // 2)
 
 
 def _read(file: Path) -> Result | None:

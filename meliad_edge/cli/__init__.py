@@ -26,6 +26,7 @@ from meliad_edge.cli import (
     logs,
     predict,
     rollback,
+    score,
     status,
     threshold,
     watch,
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 # In the order of the line they serve.
 for _verb in (
-    *(demo, fit, evaluate, calibrate, export, build, check, threshold, predict, watch, feedback),
+    *(demo, fit, evaluate, calibrate, export, build, check, threshold, predict, score, watch, feedback),
     *(flash, rollback, status, logs, doctor),
 ):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)

@@ -136,6 +136,18 @@ def test_interrupted_run_goes_on_and_one_process_gives_what_two_give(
     assert figures(again) == figures(result)
 
 
+@pytest.mark.filterwarnings("ignore::Warning")  # Ray's own
+def test_a_cluster_gives_what_processes_give(texture_set: Path, work: Path, result: dict[str, Any]) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    elsewhere = work / "on-ray"
+    shutil.copytree(work / "results", elsewhere)
+    (lost,) = elsewhere.glob("metal_3-shot_meliad_seed1_*.json")
+    lost.unlink()
+    again = run(plan(texture_set, work, work=elsewhere, ray="local"))
+    assert lost.exists()
+    assert figures(again) == figures(result)
+
+
 def test_result_has_another_name_when_what_it_depends_on_changes(texture_set: Path, tmp_path: Path) -> None:
     copy = tmp_path / "metal"
     shutil.copytree(texture_set, copy)
