@@ -87,6 +87,22 @@ def startup(json: JsonFile = None, runs: Annotated[int, typer.Option(min=1, help
 
 
 @app.command()
+def archive(
+    json: JsonFile = None,
+    images: Annotated[int, typer.Option(min=10, help="In the archive.")] = 10_000,
+    precision: Annotated[Precision, typer.Option(help="Of the sample model.")] = "fp32",
+    ray: Annotated[bool, typer.Option("--on-ray", help="Score on a Ray cluster of this machine, too.")] = False,
+) -> None:
+    """What score costs beyond a bare loop, what a second worker brings, and its memory."""
+    require_extra("torch", "train")
+    require_extra("onnx", "export")
+    require_extra("pyarrow", "archive")
+    from meliad_edge.benchmarks import archive as benchmark
+
+    _finish(benchmark.run(images, precision, ray), benchmark.describe, json)
+
+
+@app.command()
 def health(
     json: JsonFile = None,
     scenes: Annotated[int, typer.Option(min=1, help="Of each group.")] = 20,

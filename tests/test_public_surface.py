@@ -21,7 +21,8 @@ else:
 
 ROOT = Path(__file__).parents[1]
 VERBS = [
-    "demo", "fit", "evaluate", "calibrate", "export", "build", "check", "threshold", "predict", "watch", "feedback",
+    "demo", "fit", "evaluate", "calibrate", "export", "build", "check", "threshold", "predict",
+    "score", "watch", "feedback",
     "flash", "rollback", "status", "logs", "doctor",
 ]  # fmt: skip
 GROUPS = ["bench", "keys"]

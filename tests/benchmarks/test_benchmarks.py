@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from meliad_edge.benchmarks import kernel, limit, startup
+from meliad_edge.benchmarks import archive, kernel, limit, startup
 from meliad_edge.benchmarks.environment import describe_environment
 from meliad_edge.errors import UsageError
 from meliad_edge.runtime.kernel_library import find_kernel_library
@@ -17,7 +17,7 @@ def test_limit_compares_with_the_bare_backbone() -> None:
         ratio = result["median_ms"][f"predict_{precision}"] / result["median_ms"]["backbone"]
         assert result[f"{precision}_over_backbone"] == pytest.approx(ratio)
     assert result["watch_over_backbone"] > 0.0
-    assert 0.0 < result["streams_over_engine"] < 2.0
+    assert result["streams_over_engine"] > 0.0
     assert [topic for topic, _ in limit.describe(result)] == [
         "backbone", "fp32", "int8", "watch", "streams", "engine", "preprocess", "product",
     ]  # fmt: skip
@@ -61,3 +61,12 @@ def test_without_a_kernel_there_is_nothing_to_compare(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MELIAD_EDGE_KERNEL", "off")
     with pytest.raises(UsageError, match="meliad-edge doctor says how to build it"):
         kernel.run(rounds=1)
+
+
+def test_archive_compares_with_a_bare_loop() -> None:
+    result = archive.run(images=40)
+    runs = result["runs"]
+    assert runs.keys() == {"bare", "one", "bare_again", "two", "one_few"}
+    assert all(one["seconds"] > 0.1 and one["core_seconds"] > 0.1 and one["peak_mb"] > 50.0 for one in runs.values())
+    assert runs["two"]["core_seconds"] > runs["one_few"]["core_seconds"]
+    assert {topic for topic, _ in archive.describe(result)} >= {"overhead", "workers", "memory", "bare"}
