@@ -60,9 +60,9 @@ def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -
     ``watch`` is also timed with four videos at once and one thread for the engine, which leaves the others to decoding:
     its throughput is compared with that of the engine alone on one thread.
 
-    Frames are the golden frames of the bundle, enlarged to 640 x 480. The bare backbone gets them at model size,
-    already in memory. Beside them, in the same rounds, a copy of memory and a matrix product of the scoring's size:
-    what no resize and no scoring in single precision can beat.
+    Frames are the golden frames of the bundle, in memory: at model size, as the bare backbone gets them, and enlarged
+    to 640 x 480, as a camera gives them; ``watch`` gets the latter. Beside them, in the same rounds, a copy of memory
+    and a matrix product of the scoring's size: what no resize and no scoring in single precision can beat.
 
     Args:
         bundle: The model; its backbone is built anew.
@@ -70,8 +70,9 @@ def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -
         threads: Threads of ONNX Runtime; None uses every core.
 
     Returns:
-        JSON values: median milliseconds of each, and ratios of medians: ``fp32_over_backbone``,
-        ``int8_over_backbone`` (None where the bundle carries no INT8), ``watch_over_backbone``, and of each stage to
+        JSON values: median milliseconds of each, and ratios of medians: ``fp32_over_backbone`` and
+        ``int8_over_backbone`` of frames at model size, ``camera_fp32_over_backbone`` and ``camera_int8_over_backbone``
+        of those that are resized (None where the bundle carries no INT8), ``watch_over_backbone``, and of each stage to
         its limit; ``streams_over_engine``, the share of the engine's own throughput that four videos get.
 
     Raises:
@@ -108,6 +109,10 @@ def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -
                     samples_s.setdefault(key, []).extend(values)
     median_ms = {key: 1e3 * float(np.median(values)) for key, values in samples_s.items()}
     backbone_ms = median_ms["backbone"]
+
+    def over_backbone(key: str) -> float | None:
+        return median_ms[key] / backbone_ms if key in median_ms else None
+
     return {
         "engine": predictors["fp32"].engine.name,
         "threads": threads,
@@ -116,8 +121,10 @@ def measure(bundle: Bundle, rounds: int = _ROUNDS, threads: int | None = None) -
         "frame_hw": list(FRAME_HW),
         "rounds": rounds,
         "median_ms": median_ms,
-        "fp32_over_backbone": median_ms["predict_fp32"] / backbone_ms,
-        "int8_over_backbone": median_ms["predict_int8"] / backbone_ms if "int8" in predictors else None,
+        "fp32_over_backbone": over_backbone("predict_fp32"),
+        "int8_over_backbone": over_backbone("predict_int8"),
+        "camera_fp32_over_backbone": over_backbone("camera_fp32"),
+        "camera_int8_over_backbone": over_backbone("camera_int8"),
         "watch_over_backbone": median_ms["watch"] / backbone_ms,
         "streams_over_engine": median_ms["infer_alone"] / median_ms["streams"],
         "engine_over_backbone": median_ms["infer_fp32"] / backbone_ms,
@@ -132,11 +139,12 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     ms = result["median_ms"]
     height, width = result["input_hw"]
     lines = [("backbone", f"{ms['backbone']:.2f} ms   {result['backbone']} alone in ONNX Runtime, {width} x {height}")]
+    camera = "{} x {}".format(*reversed(result["frame_hw"]))
     for precision in ("fp32", "int8"):
-        ratio = result[f"{precision}_over_backbone"]
-        if ratio is not None:
-            took = ms[f"predict_{precision}"]
-            lines.append((precision, f"{took:.2f} ms   {ratio:.3f} x   frame in memory to decision"))
+        for kind, prefix, frame in (("predict", "", f"{width} x {height}"), ("camera", "camera_", camera)):
+            if (ratio := result[f"{prefix}{precision}_over_backbone"]) is not None:
+                took = ms[f"{kind}_{precision}"]
+                lines.append((precision, f"{took:.2f} ms   {ratio:.3f} x   frame of {frame} in memory to decision"))
     lines += [
         ("watch", f"{ms['watch']:.2f} ms   {result['watch_over_backbone']:.3f} x   the same while decoding a video"),
         (
@@ -177,7 +185,9 @@ def _time_round(
 ) -> dict[str, list[float]]:
     samples_s: dict[str, list[float]] = {"backbone": _time_backbone(bare, golden[0][np.newaxis])}
     for precision, predictor in predictors.items():
-        samples_s |= {f"{stage}_{precision}": values for stage, values in _time_predict(predictor, frames).items()}
+        camera = _time_predict(predictor, frames)
+        stages = _time_predict(predictor, golden) | {"camera": camera["predict"], "preprocess": camera["preprocess"]}
+        samples_s |= {f"{stage}_{precision}": values for stage, values in stages.items()}
     time.sleep(_REST_S)
     samples_s["watch"] = [_time_watch(predictors["fp32"], video)]
     target = np.empty_like(frames[0])

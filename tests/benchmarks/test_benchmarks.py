@@ -16,10 +16,12 @@ def test_limit_compares_with_the_bare_backbone() -> None:
     for precision in ("fp32", "int8"):
         ratio = result["median_ms"][f"predict_{precision}"] / result["median_ms"]["backbone"]
         assert result[f"{precision}_over_backbone"] == pytest.approx(ratio)
+        camera = result["median_ms"][f"camera_{precision}"] / result["median_ms"]["backbone"]
+        assert result[f"camera_{precision}_over_backbone"] == pytest.approx(camera)
     assert result["watch_over_backbone"] > 0.0
     assert result["streams_over_engine"] > 0.0
     assert [topic for topic, _ in limit.describe(result)] == [
-        "backbone", "fp32", "int8", "watch", "streams", "engine", "preprocess", "product",
+        "backbone", "fp32", "fp32", "int8", "int8", "watch", "streams", "engine", "preprocess", "product",
     ]  # fmt: skip
 
 
