@@ -11,7 +11,7 @@
     ├── SourceError            7   a camera or video cannot be read
     ├── MissingExtraError      8   an optional dependency is not installed
     ├── PartialFailureError    9   the work was done, but some inputs failed and were reported
-    ├── EngineError           10   a TensorRT engine or the GPU it needs cannot be used
+    ├── EngineError           10   a TensorRT engine, the GPU it needs or a Triton server cannot be used
     ├── DeviceError           11   a device cannot be reached, or cannot take or keep a model
     └── RegressionError       12   a model became slower than is allowed
 
@@ -89,7 +89,7 @@ class PartialFailureError(MeliadError):
 
 
 class EngineError(MeliadError):
-    """A TensorRT engine cannot be built, belongs to another machine or model, or fails; or there is no GPU for it."""
+    """A TensorRT engine or a model on a Triton server cannot be used: it is not there, belongs to another, or fails."""
 
     exit_code = 10
 

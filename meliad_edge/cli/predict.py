@@ -26,16 +26,30 @@ def command(
     engine: BundleEngine = "auto",
     precision: BundlePrecision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
+    triton: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Score on a Triton server that has this model: grpc://HOST:PORT or grpcs://HOST:PORT, and /NAME where "
+            "the model has another name there than the bundle.",
+        ),
+    ] = None,
 ) -> None:
     """Decide on images with a bundle; a bad file is reported and the rest goes on."""
     from meliad_edge.data.images import find_images, read_image
     from meliad_edge.device_threshold import threshold_file
-    from meliad_edge.errors import DataError, ImageError, PartialFailureError
+    from meliad_edge.errors import DataError, ImageError, PartialFailureError, UsageError
     from meliad_edge.explain import save_explanation
     from meliad_edge.progress import track
-    from meliad_edge.runtime.load import load_predictor
+    from meliad_edge.runtime.load import load_predictor, load_triton_predictor
 
-    predictor = load_predictor(model, precision=precision, engine=engine, threads=threads)
+    if triton is None:
+        predictor = load_predictor(model, precision=precision, engine=engine, threads=threads)
+    elif engine != "auto" or threads is not None:
+        msg = "--engine and --threads are for this machine; with --triton the server decides both"
+        raise UsageError(msg)
+    else:
+        predictor = load_triton_predictor(model, triton, precision=precision)
     if (own := threshold_file(model)).exists():
         say("threshold", f"{predictor.bundle.calibration.threshold:.3f}, set on this device in {own}")
     errors: list[dict[str, str]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from meliad_edge.runtime.engine import Engine
 from meliad_edge.runtime.engine_file import engine_path, read_engine
 from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from meliad_edge.runtime.predictor import Predictor
+from meliad_edge.runtime.triton_model import parse_triton_url, served_name
 
 if TYPE_CHECKING:
     from meliad_edge.runtime.tensorrt_engine import TensorRtEngine
@@ -79,6 +81,38 @@ def make_predictor(
             _logger.warning("%s; ONNX Runtime is used instead", error)
     chosen = precision or bundle.default_precision
     return Predictor(bundle, load_engine(bundle, chosen, threads=threads), chosen)
+
+
+def load_triton_predictor(path: Path, url: str, *, precision: Precision | None = None) -> Predictor:
+    """Open a bundle whose graph a Triton server executes.
+
+    Args:
+        path: The bundle.
+        url: As :func:`~meliad_edge.runtime.triton_model.parse_triton_url` takes it.
+        precision: Which of its graphs the server must have; None takes any of them.
+
+    Raises:
+        BundleError: The bundle cannot be opened or has no graph in that precision, or the threshold of this device is
+            damaged.
+        EngineError: The server cannot be used, or has another model.
+        MissingExtraError: Triton's client is not installed.
+        UsageError: The address is not one of a Triton server.
+    """
+    address = parse_triton_url(url)
+    for package, distribution in (("tritonclient", "tritonclient"), ("grpc", "grpcio")):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(distribution, "triton")
+    from meliad_edge.runtime.triton_engine import TritonEngine
+
+    bundle = with_device_threshold(open_trusted(path), path)
+    if precision is not None:
+        require_precision(bundle, precision)
+    precisions = {bundle.model_sha256(p): p for p in bundle.models if precision in (p, None)}
+    manifest = bundle.manifest
+    engine = TritonEngine(
+        address, served_name(manifest.name), precisions, input_hw=manifest.input_hw, grid_hw=manifest.grid_hw
+    )
+    return Predictor(bundle, engine, precisions[engine.model_sha256])
 
 
 def open_trusted(path: Path) -> Bundle:
