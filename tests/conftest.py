@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -259,3 +260,16 @@ def emulated_device(
     outcome = device.run("python3", f"/{pip.relative_to(aarch64_root)}/pip", "install", *options, aarch64_wheel)
     assert outcome.code == 0, outcome.err
     return device
+
+
+@pytest.fixture(scope="session")
+def triton_stand_in() -> ModuleType:
+    """The module with a server of Triton's protocol; see tests/runtime/triton_stand_in.py."""
+    pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed", exc_type=ImportError)
+    path = Path(__file__).parent / "runtime" / "triton_stand_in.py"
+    spec = importlib.util.spec_from_file_location("triton_stand_in", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

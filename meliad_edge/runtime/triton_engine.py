@@ -95,10 +95,6 @@ class TritonEngine:
         batches = [self._infer_batch(frames[start : start + self._max_batch]) for start in starts]
         return RawScores(*(np.concatenate([batch[name] for batch in batches]) for name in OUTPUT_NAMES))
 
-    def close(self) -> None:
-        """Give the connection back; the engine cannot be used any more."""
-        self._client.close()
-
     def _read_config(self) -> Any:
         """What the server says of the model, once it is ready."""
         timeout_s = self._timeout_s
@@ -158,10 +154,14 @@ class TritonEngine:
     def _read_answer(self, response: Any, count: int) -> dict[str, NDArray[Any]]:
         """The three outputs of an answer, if it is what was asked for; the score loses its axis of one."""
         advice = "see whether something between here and the server changes answers"
-        contents = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=False))
-        outputs = {output.name: output for output in response.outputs}
-        if sorted(contents) != sorted(OUTPUT_NAMES):
-            self._refuse(f"answered with {sorted(contents)} instead of {sorted(OUTPUT_NAMES)}", advice)
+        if response.model_version != self._version:
+            self._refuse(f"answered with version {response.model_version} instead of {self._version}", advice)
+        names = [output.name for output in response.outputs]
+        if sorted(names) != sorted(OUTPUT_NAMES) or len(response.raw_output_contents) != len(names):
+            received = f"{sorted(names)} in {len(response.raw_output_contents)} parts"
+            self._refuse(f"answered with {received} instead of {sorted(OUTPUT_NAMES)}", advice)
+        outputs = dict(zip(names, response.outputs, strict=True))
+        contents = dict(zip(names, response.raw_output_contents, strict=True))
         arrays = {}
         for name in OUTPUT_NAMES:
             datatype, element = _TYPES[name]
@@ -180,7 +180,7 @@ class TritonEngine:
         return arrays
 
     def _refuse(self, what: str, advice: str, cause: Exception | None = None) -> NoReturn:
-        msg = f"{self._address.shown}: model {self._model} {what}; {advice}"
+        msg = f"{self._address.shown}: model {self._model} {_printable(what)}; {advice}"
         raise EngineError(msg) from cause
 
 
@@ -193,5 +193,9 @@ def _reason(error: InferenceServerException, timeout_s: float) -> str:
     status = str(error.status()).removeprefix("StatusCode.")
     if status == "DEADLINE_EXCEEDED":
         return f"cannot be used (no answer within {timeout_s:g} s)"
-    said = " ".join(str(error.message()).split())[:200]
-    return f"cannot be used ({status}: {''.join(letter if letter.isprintable() else '?' for letter in said)})"
+    return f"cannot be used ({status}: {error.message()})"
+
+
+def _printable(text: str) -> str:
+    """What a server said, for the one line of an error: short, and nothing a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())[:300])

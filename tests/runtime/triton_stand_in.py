@@ -129,6 +129,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
     def _model(self, name: str, version: str, context: grpc.ServicerContext) -> ServedModel:
         model = self.models.get(name)
         if model is None or version not in ("", str(model.version)):
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' version {version} is not found")
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' version {version} is not found"
+            )
         assert model is not None
         return model
