@@ -73,7 +73,8 @@ class TritonEngine:
         self._check_tensors(config)
         self._version = self._only_version(config)
         self._max_batch: int = config.max_batch_size
-        self._platform: str = config.platform
+        # One of the two may be left out of a configuration.
+        self._platform: str = config.platform or config.backend
 
     @property
     def name(self) -> str:

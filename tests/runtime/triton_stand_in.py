@@ -97,8 +97,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ServerLiveResponse(live=True)
 
     def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self._model(request.name, request.version, context)
-        return service_pb2.ModelReadyResponse(ready=self.is_ready)
+        known = request.name in self.models
+        return service_pb2.ModelReadyResponse(ready=known and self.is_ready)
 
     def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:
         answer = service_pb2.ModelConfigResponse(config=self._model(request.name, request.version, context).config)
