@@ -148,13 +148,14 @@ def _build_script(model: ServedModel) -> str:
     return f"""\
 #!/bin/sh
 # build-plan.sh PATH/TO/libmeliad_trt.so: makes model.plan, for the GPU of this machine and the TensorRT of this
-# trtexec, which must be that of the server. The plugin travels in the plan, so start the server with
+# trtexec, which must be that of the server. The plugin travels in the plan, for which TensorRT wants it marked as
+# compatible with other versions; start the server with
 #   --backend-config=tensorrt,version-compatible=true
 set -eu
 plugin=$(readlink -f "${{1:?path of libmeliad_trt.so}}")
 cd "$(dirname "$0")"
 trtexec --onnx=model.onnx --saveEngine=model.plan.partial \\
-    --dynamicPlugins="$plugin" --setPluginsToSerialize="$plugin" \\
+    --dynamicPlugins="$plugin" --setPluginsToSerialize="$plugin" --versionCompatible \\
     {shapes} \\
     --stronglyTyped --noTF32 --memPoolSize=workspace:{_WORKSPACE_MB} --skipInference
 mv model.plan.partial model.plan

@@ -20,7 +20,7 @@ _TYPES: dict[str, tuple[str, DTypeLike]] = {
     "map_raw": ("FP32", np.dtype("<f4")),
     "nearest": ("INT64", np.dtype("<i8")),
 }
-_TIMEOUT_S = 30.0
+TIMEOUT_S = 30.0
 
 
 class TritonEngine:
@@ -49,7 +49,7 @@ class TritonEngine:
         *,
         input_hw: tuple[int, int],
         grid_hw: tuple[int, int],
-        timeout_s: float = _TIMEOUT_S,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._address = address
         self._model = address.model or name
