@@ -37,6 +37,9 @@ class TritonEngine:
         grid_hw: Height and width of their maps.
         timeout_s: Longest time that one answer may take.
 
+    Attributes:
+        model_sha256: Which of the digests the server has.
+
     Raises:
         EngineError: The server cannot be reached, or has no such model, or one that is another or not ready.
     """
