@@ -111,6 +111,14 @@ def test_frames_are_counted_as_the_watch_counts_them(watch: Any, run_watch: Any)
     assert value(watch, "meliad_anomaly_events_total", camera=summary.name) == summary.events == 2
 
 
+def test_the_page_about_plants_names_metrics_that_exist(watch: Any, pictures: Any) -> None:
+    watch.decide("belt", pictures(40))
+    watch.sinks.append(SinkStatus("folder", 0, 0))
+    named = set(re.findall(r"`(meliad_\w+)`", (Path(__file__).parents[2] / "docs" / "plant.md").read_text()))
+    exported = {sample.name.removesuffix("_bucket") for family in families(watch).values() for sample in family.samples}
+    assert named and named <= exported
+
+
 def test_the_dashboard_asks_for_metrics_that_exist(watch: Any, pictures: Any) -> None:
     watch.decide("belt", pictures(40))
     watch.sinks.append(SinkStatus("folder", 0, 0))
