@@ -76,7 +76,7 @@ def run(images: int = 10_000, precision: Precision = "fp32", ray: bool = False) 
     model = sample_model(SIZE)
     with tempfile.TemporaryDirectory(prefix="meliad-archive-") as name:
         folder = Path(name)
-        bundle = sample_bundle(model, folder / "sample.meliad", (precision,)).path
+        bundle = sample_bundle(model, folder / "sample.meliad", ("fp32", precision) if precision != "fp32" else ("fp32",)).path
         pictures = folder / "pictures"
         pictures.mkdir()
         for index, frame in enumerate(model.frames[:_PICTURES]):

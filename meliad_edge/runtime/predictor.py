@@ -159,7 +159,7 @@ class Predictor:
     ) -> tuple[float, float, NDArray[np.float32], tuple[Region, ...]]:
         """Score, threshold, map and regions of the tiles from ``first`` on."""
         calibration = self.bundle.calibration
-        if view is WHOLE:
+        if view.count == 1 and view.ignored is None:
             score, evidence, nearest = float(raw.score[first]), raw.map[first], raw.nearest[first]
         else:
             tiles = slice(first, first + view.count)
