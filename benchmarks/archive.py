@@ -76,7 +76,8 @@ def run(images: int = 10_000, precision: Precision = "fp32", ray: bool = False) 
     model = sample_model(SIZE)
     with tempfile.TemporaryDirectory(prefix="meliad-archive-") as name:
         folder = Path(name)
-        bundle = sample_bundle(model, folder / "sample.meliad", ("fp32", precision) if precision != "fp32" else ("fp32",)).path
+        precisions: tuple[Precision, ...] = ("fp32",) if precision == "fp32" else ("fp32", precision)
+        bundle = sample_bundle(model, folder / "sample.meliad", precisions).path
         pictures = folder / "pictures"
         pictures.mkdir()
         for index, frame in enumerate(model.frames[:_PICTURES]):
