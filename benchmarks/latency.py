@@ -24,8 +24,9 @@ from meliad_edge.runtime.choice import EngineChoice
 from meliad_edge.runtime.load import make_predictor
 from meliad_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from meliad_edge.runtime.predictor import Predictor
+from meliad_edge.runtime.tensorrt_engine import DEVICE_PARTS, TensorRtEngine
 
-STAGES = ("capture", "decode", "preprocess", "infer", "score", "post", "total")
+STAGES = ("capture", "decode", "preprocess", "infer", *DEVICE_PARTS, "score", "post", "total")
 SCHEMA_VERSION = 1
 WARM_UP_S = 0.2
 WARM_UP_FRAMES = 10
@@ -71,7 +72,8 @@ class LatencyReport:
             ``infer`` is the network without the scoring, ``score`` the scoring node: the engine's time, split by the
             median share that ONNX Runtime's profile of a separate session gives the scoring; ``post`` threshold and
             regions, ``total`` everything from the file to the decision. Without ``score`` on another engine, whose
-            ``infer`` then includes it.
+            ``infer`` then includes it. Of TensorRT's ``infer``, by the clock of the device and in runs of their own:
+            ``host_to_device``, ``compute`` and ``device_to_host``, which trtexec adds up to its latency.
         block_p50_s: Medians of twenty blocks of consecutive frames, by stage: what ``bench compare`` judges
             differences by.
         total_s: Every frame of the report from the file to the decision.
@@ -181,7 +183,11 @@ def measure_latency(
         if isinstance(predictor.engine, OnnxRuntimeEngine):
             share = _score_share(bundle, predictor.precision, threads, Path(folder))
             last = [_split_scoring(window, share) for window in last]
-    samples = {stage: [value for window in last for value in window[stage]] for stage in STAGES if stage in last[0]}
+        elif isinstance(predictor.engine, TensorRtEngine):
+            last[0] |= predictor.engine.time_on_device(require_golden(bundle)[0].frame[np.newaxis], WINDOWS * size)
+    samples = {
+        stage: [value for window in last for value in window.get(stage, ())] for stage in STAGES if stage in last[0]
+    }
     energy_j = energy_between_j(readings)
     return LatencyReport(
         engine=predictor.engine.name,

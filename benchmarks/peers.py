@@ -44,6 +44,7 @@ SIZE = 256
 SHOTS = 10
 SEED = 0
 OURS, THEIRS = "meliad-edge", "anomalib"
+_TOPICS = {OURS: "ours", THEIRS: "theirs"}
 # What every other is compared with, on the engine that watch runs.
 REFERENCES: dict[Precision, str] = {"fp32": "meliad, FP32", "int8": "meliad, INT8"}
 REFERENCE_ENGINE: EngineName = "onnxruntime"
@@ -207,10 +208,10 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("ours", f"input {SIZE} x {SIZE}; fit would take {result['fit_chooses']}")]
     for row in result["rows"]:
         if NOT_RUN in row:
-            lines.append((row["maker"], f"{row['model']}: not run: {row[NOT_RUN]}"))
+            lines.append((_TOPICS[row["maker"]], f"{row['model']}: not run: {row[NOT_RUN]}"))
             continue
         for engine, measured in row["engines"].items():
-            lines.append((row["maker"], f"{row['model']}, {engine}: {_describe_engine(measured)}"))
+            lines.append((_TOPICS[row["maker"]], f"{row['model']}, {engine}: {_describe_engine(measured)}"))
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ _logger = logging.getLogger(__name__)
 
 # Of cuStreamCreate: work on the default stream, of whatever library, neither waits for ours nor ends a capture.
 _NON_BLOCKING = 1
+
+DEVICE_PARTS = ("host_to_device", "compute", "device_to_host")
+# The first one sets the size, the second captures its graph.
+_FORGOTTEN_RUNS = 2
 
 _OUTPUT_TYPES: dict[str, DTypeLike] = {"score_raw": np.float32, "map_raw": np.float32, "nearest": np.int64}
 
@@ -109,6 +114,34 @@ class TensorRtEngine:
                 _collect(self._staging[index % 2], results, start)
         return RawScores(*(results[name] for name in OUTPUT_NAMES))
 
+    def time_on_device(self, frames: NDArray[np.uint8], runs: int) -> dict[str, list[float]]:
+        """Seconds by the clock of the device, of a batch that it takes at once: transfers and computing apart.
+
+        The batch goes the way that :meth:`infer` sends it, with events between its parts. The sum of the three is what
+        trtexec calls latency.
+
+        Args:
+            frames: uint8 RGB [N, H, W, 3], N at most the largest batch.
+            runs: How often it is sent; two runs before are forgotten.
+
+        Returns:
+            ``host_to_device``, ``compute`` and ``device_to_host``, [runs] each.
+
+        Raises:
+            EngineError: The device fails.
+        """
+        taken_s: dict[str, list[float]] = {part: [] for part in DEVICE_PARTS}
+        with self._device.current("timing"):
+            for run in range(-_FORGOTTEN_RUNS, runs):
+                marks = [self._cuda.Event() for _ in range(len(DEVICE_PARTS) + 1)]
+                unused = iter(marks)
+                self._submit(self._staging[0], frames, lambda: next(unused).record(self._stream))  # noqa: B023
+                marks[-1].synchronize()
+                if run >= 0:
+                    for part, before, after in zip(DEVICE_PARTS, marks, marks[1:], strict=False):
+                        taken_s[part].append(1e-3 * before.time_till(after))
+        return taken_s
+
     def close(self) -> None:
         """Give the memory of the device back; the engine cannot be used any more."""
         with self._device.current("closing the engine"):
@@ -152,13 +185,17 @@ class TensorRtEngine:
         if not self._context.set_input_shape(self._frames_name, (size, *rest)):
             raise self._tensorrt.failure(f"take frames of shape {[size, *rest]}")
 
-    def _submit(self, staging: _Staging, frames: NDArray[np.uint8]) -> None:
-        """Enqueue a batch: frames to the device, network and scoring, outputs back."""
+    def _submit(self, staging: _Staging, frames: NDArray[np.uint8], mark: Callable[[], None] = lambda: None) -> None:
+        """Enqueue a batch: frames to the device, network and scoring, outputs back; ``mark`` before, between, after."""
         staging.frames[: len(frames)] = frames
+        mark()
         self._cuda.memcpy_htod_async(self._on_device[self._frames_name], staging.frames[: len(frames)], self._stream)
+        mark()
         self._execute(len(frames))
+        mark()
         for name, buffer in staging.outputs.items():
             self._cuda.memcpy_dtoh_async(buffer[: len(frames)], self._on_device[name], self._stream)
+        mark()
         staging.done.record(self._stream)
 
     def _execute(self, size: int) -> None:

@@ -6,6 +6,7 @@
 // cuda_stand_in_calls(name) counts the calls of a function; cuda_stand_in_fail(name, code) makes its next calls fail.
 #include <cuda.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -31,6 +32,7 @@ struct Stream {
 struct Event {
   Stream* stream = nullptr;
   bool pending = false;
+  std::chrono::steady_clock::time_point passed;
 };
 
 using Graph = std::vector<Work>;
@@ -316,8 +318,22 @@ EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
   Event* const recorded = to_event(event);
   recorded->stream = to_stream(stream);
   recorded->pending = true;
-  enqueue(recorded->stream, [=] { recorded->pending = false; });
+  enqueue(recorded->stream, [=] {
+    recorded->pending = false;
+    recorded->passed = std::chrono::steady_clock::now();
+  });
   return CUDA_SUCCESS;
+}
+
+#undef cuEventElapsedTime
+EXPORT CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+  ENTER_IN_CONTEXT("cuEventElapsedTime");
+  *milliseconds = std::chrono::duration<float, std::milli>(to_event(end)->passed - to_event(start)->passed).count();
+  return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start, CUevent end) {
+  return cuEventElapsedTime(milliseconds, start, end);
 }
 
 // Only what was enqueued before the event is done.

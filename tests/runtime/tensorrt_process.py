@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,22 @@ def overlap(bundle: Bundle) -> Any:
     except MeliadError:
         return calls("cuMemcpyHtoDAsync")
     return None
+
+
+def device_times(bundle: Bundle) -> Any:
+    """Transfers and computing of a batch, and that what is scored afterwards is right."""
+    engine, reference = load_tensorrt_engine(bundle, "fp32"), load_engine(bundle, "fp32")
+    frames = frames_of(bundle, 3)
+    launched = calls("cuGraphLaunch")["cuGraphLaunch"]
+    start_s = time.perf_counter()
+    parts = engine.time_on_device(frames, 5)
+    wall_s = time.perf_counter() - start_s
+    return {
+        "parts": parts,
+        "wall_s": wall_s,
+        "launched": calls("cuGraphLaunch")["cuGraphLaunch"] - launched,
+        "difference": differences(engine.infer(frames), reference.infer(frames)),
+    }
 
 
 def without_graph(bundle: Bundle) -> Any:

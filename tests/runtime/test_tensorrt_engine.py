@@ -229,7 +229,21 @@ def test_check_refuses_an_engine_that_decides_otherwise(built: Path, on_stand_in
 def test_bench_measures_it_without_splitting(built: Path, on_stand_ins: Run) -> None:
     said = said_by(on_stand_ins("command", "bench", built, "--frames", "10", "--json"))
     assert (said["engine"], said["precision"]) == ("tensorrt-10.3.0+kernel", "fp32")
-    assert list(said["stages"]) == ["capture", "decode", "preprocess", "infer", "post", "total"]
+    assert list(said["stages"]) == [
+        *("capture", "decode", "preprocess", "infer", "host_to_device", "compute", "device_to_host", "post", "total"),
+    ]
+    assert said["stages"]["compute"]["count"] == said["stages"]["total"]["count"]
+
+
+def test_transfers_and_computing_are_timed_by_the_device(built: Path, on_stand_ins: Run) -> None:
+    said = said_by(on_stand_ins("device_times", built))
+    assert list(said["parts"]) == ["host_to_device", "compute", "device_to_host"]
+    assert all(len(taken_s) == 5 and min(taken_s) >= 0.0 for taken_s in said["parts"].values())
+    # The stand-in computes when it is waited for: nearly all of the time is the network's.
+    assert sum(said["parts"]["compute"]) > sum(said["parts"]["host_to_device"]) > 0.0
+    assert sum(map(sum, said["parts"].values())) <= said["wall_s"]
+    assert said["launched"] == 6  # of seven runs all but the first, as one graph
+    assert same(said["difference"])
 
 
 def test_without_a_gpu_it_says_so(built: Path, on_stand_ins: Run) -> None:
