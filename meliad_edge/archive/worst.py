@@ -35,8 +35,8 @@ ol {{ display: flex; flex-wrap: wrap; gap: 1rem; padding: 0; list-style: none }}
 figure {{ margin: 0 }}
 figcaption {{ max-width: 20rem; overflow-wrap: anywhere }}
 </style>
-<h1>{title}</h1>
-<p>{facts}</p>
+<h1>Highest scores first</h1>
+<p>{archive}<br>{facts}</p>
 <ol>
 {figures}
 </ol>
@@ -103,9 +103,15 @@ def finish(folder: ResultFolder, archive: Archive, predictor: Predictor, worst: 
     summary = Summary(images, anomalies, errors, sum(sizes) - images)
     folder.write("errors.csv", table.getvalue().encode())
     figures = _draw(folder, archive, predictor, sorted(highest, reverse=True))
-    facts = f"{images:,} images, {anomalies:,} anomalies, {errors:,} that could not be decided"
+    manifest, threshold = predictor.bundle.manifest, predictor.bundle.calibration.threshold
+    facts = (
+        f"{images:,} images, {anomalies:,} anomalies, {errors:,} that could not be decided; "
+        f"{manifest.name} version {manifest.version}, threshold {threshold:.3f}"
+    )
     title = f"{archive.url}: highest scores first"
-    page = _PAGE.format(title=html.escape(title), facts=html.escape(facts), figures="\n".join(figures))
+    page = _PAGE.format(
+        title=html.escape(title), archive=html.escape(archive.url), facts=html.escape(facts), figures="\n".join(figures)
+    )
     folder.write("worst.html", page.encode())
     record: dict[str, Any] = {
         "images": images,
@@ -113,7 +119,7 @@ def finish(folder: ResultFolder, archive: Archive, predictor: Predictor, worst: 
         "errors": errors,
         "missing": summary.missing,
         "model_sha256": predictor.model_sha256,
-        "threshold": predictor.bundle.calibration.threshold,
+        "threshold": threshold,
     }
     folder.write("summary.json", json.dumps(record, indent=1).encode() + b"\n")
     return summary

@@ -102,9 +102,12 @@ def _score(task: ScoringTask, units: list[int], sizes: list[int], workers: int |
         progress = bar.add_task(
             f"{'scoring':<24}", total=total, completed=total - sum(sizes[unit] for unit in units), note=""
         )
+        batches: set[int] = set()
         for one in done:
-            note = f"{one.images / one.seconds:.0f} images/s and worker, batches of {one.batch_size}"
+            batches.add(one.batch_size)
+            note = f"{one.images / one.seconds:.0f}/s each"
             bar.update(progress, advance=one.images, note=note)
+    say("batches", f"of up to {max(batches)}, as each worker measured")
 
 
 def _absolute(url: str) -> str:
