@@ -42,11 +42,11 @@ def ray_cluster(address: str) -> Iterator[Any]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_cluster(address, next(iter(str(error).strip().splitlines()), type(error).__name__)) from error
-    try:
-        with redirect_stdout(sys.stderr):  # Ray prints what happens in the cluster; standard output is for results
+    with redirect_stdout(sys.stderr):  # Ray prints what happens in the cluster; standard output is for results
+        try:
             yield ray
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _require_listener(address: str) -> None:
