@@ -188,7 +188,7 @@ def _accept(home: Home, offer: Offer) -> Manifest:
 
 
 def _is_running(home: Home, offer: Offer) -> bool:
-    """Whether the current slot is confirmed and holds this bundle, with this runtime and these sources."""
+    """Whether the current slot is confirmed and holds this bundle, with this runtime, and watches what is asked for."""
     current = home.current()
     slot = None if current is None else home.read_slot(current)
     if current is None or slot is None or not slot.confirmed or home.read_trial() is not None:
