@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/meliad-edge demo --out runs/demo
 
+# Two files at a time: many tests wait for a camera, a device or a clock.
 test: system-packages $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 system-packages:
 	scripts/install_test_packages.sh

@@ -24,6 +24,10 @@ headers() {
     done
 }
 
+command -v flock >/dev/null 2>&1 || give_up "there is no flock; run: sudo apt-get install util-linux"
+{ mkdir -p "$(dirname "$folder")" && exec 9>"$folder.lock"; } 2>/dev/null || give_up "$folder cannot be written"
+flock 9 # one at a time; let go with the process
+
 for module in "$folder"/pycuda/_driver*.so; do
     # Compiled for one version of Python.
     suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')

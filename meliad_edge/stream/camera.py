@@ -24,8 +24,8 @@ _STALE_FOR_S = 6.0
 class CameraReader(Reader):
     """Keeps the newest frame of a camera, and connects again when the camera is lost.
 
-    A camera that never delivered is given up at once when the address or the codec is wrong, and after
-    ``FIRST_ATTEMPTS`` otherwise. One that did deliver is tried for ever, except when it refuses the
+    A camera that never delivered is given up at once when the address is wrong, and after ``FIRST_ATTEMPTS``
+    otherwise: a server may describe a stream that is still being set up or torn down. One that did deliver is tried for ever, except when it refuses the
     credentials: cameras lock accounts that go on trying.
 
     Args:
@@ -97,7 +97,7 @@ class CameraReader(Reader):
             return True
         if self.read > 0:
             return False
-        return failure.kind in (FailureKind.NOT_FOUND, FailureKind.CODEC) or attempts >= FIRST_ATTEMPTS
+        return failure.kind is FailureKind.NOT_FOUND or attempts >= FIRST_ATTEMPTS
 
     def _stream(self, video: VideoCapture) -> Failure:
         """Deliver frames until the connection is lost; returns why it was."""

@@ -96,7 +96,7 @@ def test_the_delay_grows_while_the_camera_is_away_and_falls_back_once_it_deliver
     assert lost_again <= 0.5
 
 
-@pytest.mark.parametrize("failure", [AUTH, NOT_FOUND, Failure(FailureKind.CODEC, "no video")])
+@pytest.mark.parametrize("failure", [AUTH, NOT_FOUND])
 def test_what_waiting_cannot_mend_is_given_up_at_once(failure: Failure) -> None:
     script = Script(failure)
     reader = script.run()
@@ -107,8 +107,9 @@ def test_what_waiting_cannot_mend_is_given_up_at_once(failure: Failure) -> None:
     assert "S3CR3T" not in str(reader.error)
 
 
-def test_a_camera_that_was_never_there_is_given_up_after_some_attempts() -> None:
-    script = Script(*[REFUSED] * (FIRST_ATTEMPTS + 3))
+@pytest.mark.parametrize("failure", [REFUSED, Failure(FailureKind.CODEC, "the server answers, but sends no video")])
+def test_a_camera_that_was_never_there_is_given_up_after_some_attempts(failure: Failure) -> None:
+    script = Script(*[failure] * (FIRST_ATTEMPTS + 3))
     assert script.run().state is ReaderState.FAILED
     assert len(script.delays_s) == FIRST_ATTEMPTS - 1
 
