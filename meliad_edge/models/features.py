@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,24 +115,42 @@ def interpolation_matrix(size: int, target: int) -> Tensor:
 def extract_patch_features(
     features: FeatureExtractor, frames: NDArray[np.uint8], description: str
 ) -> NDArray[np.float32]:
-    """Patch features of frames.
+    """Patch features of frames, float32 [n, h, w, sum of C], on the grid of the finest level.
 
     Args:
         features: Where feature maps come from.
-        frames: uint8 RGB [n, H, W, 3].
+        frames: uint8 RGB [n, H, W, 3], at least one.
         description: Label of the progress bar.
+    """
+    (patches,) = extract_features(features, frames, description, patch_features)
+    return patches
+
+
+def extract_features(
+    features: FeatureExtractor,
+    frames: NDArray[np.uint8],
+    description: str,
+    *kinds: Callable[[Sequence[Tensor]], Tensor],
+) -> tuple[NDArray[np.float32], ...]:
+    """What is made of the feature maps of frames, in one pass through the backbone.
+
+    Args:
+        features: Where feature maps come from.
+        frames: uint8 RGB [n, H, W, 3], at least one.
+        description: Label of the progress bar.
+        kinds: From feature maps, one [N, C, h, w] per stride, to [N, D, h', w'] each.
 
     Returns:
-        float32 [n, h, w, sum of C], on the grid of the finest level.
+        One float32 [n, h', w', D] per kind.
     """
-    backbone = features.backbone
-    grid_hw = frames.shape[1] // backbone.strides[0], frames.shape[2] // backbone.strides[0]
-    result = np.empty((len(frames), *grid_hw, sum(backbone.channels)), np.float32)
+    results: list[NDArray[np.float32]] = []
     for start in track(range(0, len(frames), _BATCH), description):
-        levels = features.levels_of_batch(frames[start : start + _BATCH])
-        patches = patch_features([torch.from_numpy(level) for level in levels])
-        result[start : start + len(patches)] = patches.permute(0, 2, 3, 1).numpy()
-    return result
+        levels = [torch.from_numpy(level) for level in features.levels_of_batch(frames[start : start + _BATCH])]
+        made = [kind(levels).permute(0, 2, 3, 1).numpy() for kind in kinds]
+        results = results or [np.empty((len(frames), *part.shape[1:]), np.float32) for part in made]
+        for result, part in zip(results, made, strict=True):
+            result[start : start + len(part)] = part
+    return tuple(results)
 
 
 def _fingerprint(backbone: Backbone) -> str:

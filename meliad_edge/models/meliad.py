@@ -7,6 +7,8 @@ The prototypes of both classes are our extension; docs/method.md says which part
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,12 +19,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from meliad_edge.models.backbone import Backbone
-from meliad_edge.models.features import FeatureExtractor, extract_patch_features, interpolation_matrix, pooled_levels
+from meliad_edge.models.features import (
+    FeatureExtractor,
+    extract_features,
+    interpolation_matrix,
+    patch_features,
+    pooled_levels,
+)
 from meliad_edge.models.network import Detector, FittedDetector, PatchSite, PrototypeNetwork, TrainingImages, register
+from meliad_edge.models.places import PlaceGaussians, fit_places, place_deviation, place_features
 from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, nearest_patch
 from meliad_edge.models.scoring import ScoringParameters
 from meliad_edge.models.whitening import Whitening, fit_whitening
 
+# Numbers of an embedding: whitened directions of largest variance, and the deviation from what is normal at a place. A
+# multiple of 16 directions makes their convolutions and poolings faster.
+DEPTH = 336 + 1
 NORMAL_PROTOTYPES = 512
 ANOMALY_PROTOTYPES = 128
 # Share of a shot's patches, the most deviating ones, that stand for its defect.
@@ -36,7 +48,11 @@ PLACE_PRIOR = 20
 # Weights that the evidence of defects approaches with many shots, in units of normal distances and of their spread.
 ANOMALY_WEIGHT = 0.36
 DIRECTION_WEIGHT = 0.27
-TOP_SHARE = 0.05
+# Weight of the deviation from what is normal at a place: its spread over normal cells, in spreads of normal distances.
+PLACE_WEIGHT = 1.0
+# The deviation is one number of an embedding; so scaled, it does not count in distances to prototypes.
+PLACE_SCALE = 0.01
+TOP_SHARE = 0.025
 SOFTNESS = 0.01
 KAPPA = 0.5
 # Normal training images that the spread and the scale of the evidence are estimated on.
@@ -46,19 +62,44 @@ _SHORTEST = 0.05
 
 
 class MeliadNetwork(PrototypeNetwork):
-    """Backbone, learned metric, prototypes and direction.
+    """Backbone, learned metric, Gaussians of places, prototypes and direction.
 
     The metric is two 1x1 convolutions, one per feature level. They are applied before the levels are averaged and the
     coarse one is upsampled: exact, because both are linear, and cheaper; in INT8 they read what the backbone wrote.
+
+    The last number of an embedding is the deviation of the patch from what is normal at its place. The direction brings
+    it into the evidence, as it does with what the labels say.
+
+    Args:
+        backbone: Of strides 8, 16 and 32.
+        input_hw: Height and width of frames.
+        depth: Numbers of an embedding.
+        place_directions: Directions of the Gaussians of places, and how many of them are main ones.
+        prototypes: Of both classes.
+        scoring: Scalars.
     """
 
     def __init__(
-        self, backbone: Backbone, input_hw: tuple[int, int], depth: int, prototypes: int, scoring: ScoringParameters
+        self,
+        backbone: Backbone,
+        input_hw: tuple[int, int],
+        *,
+        depth: int,
+        place_directions: tuple[int, int],
+        prototypes: int,
+        scoring: ScoringParameters,
     ) -> None:
         super().__init__(backbone, input_hw)
-        fine, coarse = backbone.channels
-        self.metric_fine = nn.Conv2d(fine, depth, 1)
-        self.metric_coarse = nn.Conv2d(coarse, depth, 1, bias=False)
+        finer, fine, coarse = backbone.channels
+        self.metric_fine = nn.Conv2d(fine, depth - 1, 1)
+        self.metric_coarse = nn.Conv2d(coarse, depth - 1, 1, bias=False)
+        directions, main = place_directions
+        # Averages 2 x 2 cells in passing.
+        self.place_finer = nn.Conv2d(finer, directions, 2, stride=2, bias=False)
+        self.place_fine = nn.Conv2d(fine, directions, 1, bias=False)
+        self.place_mean = nn.Parameter(torch.zeros(directions, *self.grid_hw))
+        self.place_main = nn.Parameter(torch.zeros(math.prod(self.grid_hw), directions, main))
+        self.place_precision = nn.Parameter(torch.zeros(math.prod(self.grid_hw)))
         # Bilinear interpolation as two products, which ONNX Runtime computes more than twice as fast as a resize.
         rows, columns = (interpolation_matrix(side // 2, side) for side in self.grid_hw)
         self.register_buffer("upsample_rows", rows, persistent=False)
@@ -69,9 +110,18 @@ class MeliadNetwork(PrototypeNetwork):
         self.direction = nn.Parameter(torch.zeros(depth))
         self.scoring = scoring
 
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """One cell for every 16 x 16 pixels."""
+        stride = self.backbone.strides[1]
+        return self.input_hw[0] // stride, self.input_hw[1] // stride
+
     def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
-        """Feature maps of strides 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
-        fine, coarse = levels
+        """Feature maps of strides 8, 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
+        finer, fine, coarse = levels
+        return torch.cat([self._whitened(fine, coarse), PLACE_SCALE * self._place_deviation(finer, fine)], dim=1)
+
+    def _whitened(self, fine: Tensor, coarse: Tensor) -> Tensor:
         fine, coarse = pooled_levels((self.metric_fine(fine), self.metric_coarse(coarse)))
         upsample_rows: Tensor = self.upsample_rows  # type: ignore[assignment]
         upsample_columns: Tensor = self.upsample_columns  # type: ignore[assignment]
@@ -82,6 +132,11 @@ class MeliadNetwork(PrototypeNetwork):
         squares = (whitened * whitened).flatten(2)
         length = (squares.new_ones(1, squares.shape[1]) @ squares).sqrt().view(-1, 1, *self.grid_hw)
         return whitened * (length_damping(length, typical_length) * place_scale)
+
+    def _place_deviation(self, finer: Tensor, fine: Tensor) -> Tensor:
+        deviations = (self.place_fine(fine) - self.place_mean) + self.place_finer(finer)
+        by_place = deviations.flatten(2).permute(2, 0, 1)
+        return place_deviation(by_place, self.place_main, self.place_precision).T.reshape(-1, 1, *self.grid_hw)
 
 
 def length_damping(length: Tensor, typical_length: Tensor) -> Tensor:
@@ -118,57 +173,64 @@ class Meliad(Detector):
         even_places: Scale embeddings so that normal images deviate alike at every place.
         anomaly_weight: Weight that the distance to anomaly prototypes approaches with many shots.
         direction_weight: Weight that the direction approaches with many shots, in spreads of normal distances.
+        place_weight: Weight of the deviation from what is normal at a place, in spreads of normal distances.
         kappa: How strongly uncertain cells are damped, in [0, 1).
     """
 
     even_places: bool = True
     anomaly_weight: Annotated[float, Field(ge=0.0, le=10.0)] = ANOMALY_WEIGHT
     direction_weight: Annotated[float, Field(ge=0.0, le=10.0)] = DIRECTION_WEIGHT
+    place_weight: Annotated[float, Field(ge=0.0, le=10.0)] = PLACE_WEIGHT
     kappa: Annotated[float, Field(ge=0.0, lt=1.0)] = KAPPA
 
-    strides: ClassVar[tuple[int, ...]] = (16, 32)
+    strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     even_light: ClassVar[bool] = True
     chooses_input_size: ClassVar[bool] = True
 
     def fit(self, images: TrainingImages, features: FeatureExtractor, *, seed: int) -> FittedDetector:
         """Fit on normal images and any number of labelled anomalies, none included."""
-        normal_features = extract_patch_features(features, images.normal, "features of normals")
-        whitening = fit_whitening(normal_features.reshape(-1, normal_features.shape[-1]))
-        order = np.random.default_rng(seed).permutation(len(normal_features))
+        patches, of_places = extract_features(
+            features, images.normal, "features of normals", _metric_features, _place_features
+        )
+        channels = patches.shape[-1]
+        whitening = fit_whitening(patches.reshape(-1, channels)).main_directions(min(DEPTH, channels) - 1)
+        order = np.random.default_rng(seed).permutation(len(patches))
         # The scale of distances is honest only on images that no prototype comes from.
         scale_count = min(_SCALE_IMAGES, max(1, len(order) // 5))
         for_scale, for_prototypes = order[:scale_count], order[scale_count:][:_PROTOTYPE_IMAGES]
         if not len(for_prototypes):
             for_prototypes = for_scale
-        typical_length = float(np.linalg.norm(whitening(normal_features[for_scale]), axis=-1).mean())
-        normal = _embed(normal_features, whitening, typical_length)
-        place_scale = np.ones(normal.embeddings.shape[1:3], np.float32)
+        typical_length = float(np.linalg.norm(whitening(patches[for_scale]), axis=-1).mean())
+        normal = _embed(patches, whitening, typical_length)
+        place_scale = np.ones(patches.shape[1:3], np.float32)
         if self.even_places:
             place_scale = _place_scale(normal.embeddings[for_prototypes], normal.embeddings[for_scale], seed)
-        normal.embeddings[...] *= place_scale[..., None]
+        places = fit_places(of_places[for_prototypes])
+        _add_places(normal, place_scale, places, of_places)
         normal_prototypes = choose_prototypes(_Cells(normal.embeddings[for_prototypes]).flat, NORMAL_PROTOTYPES, seed)
         reference = normal.embeddings[for_scale]
         distances = nearest_distance(reference, normal_prototypes)
         sites = [normal.site("normal", int(index)) for index in nearest_patch(normal_prototypes, normal.flat)]
 
+        direction, anomaly_weight = np.zeros_like(normal.flat[0]), 0.0
+        # Nothing known of defects: the anomaly class keeps one row that has no weight.
+        anomaly_prototypes = np.zeros((1, len(direction)), np.float32)
         if len(images.shots):
-            shots = _embed(
-                extract_patch_features(features, images.shots, "features of defects"), whitening, typical_length
+            patches, of_places = extract_features(
+                features, images.shots, "features of defects", _metric_features, _place_features
             )
-            shots.embeddings[...] *= place_scale[..., None]
+            shots = _embed(patches, whitening, typical_length)
+            _add_places(shots, place_scale, places, of_places)
             anomaly_prototypes = choose_prototypes(_most_deviating(shots, normal_prototypes), ANOMALY_PROTOTYPES, seed)
             sites += [shots.site("shots", int(index)) for index in nearest_patch(anomaly_prototypes, shots.flat)]
             anomaly_weight = self.anomaly_weight * _trust(len(images.shots), known_at=0)
-            direction_weight = self.direction_weight * _trust(len(images.shots), known_at=1)
             direction = shots.flat.mean(axis=0) - reference.mean(axis=(0, 1, 2))
-            direction *= direction_weight * distances.std() / max(float((reference @ direction).std()), 1e-12)
-            evidence = (
-                distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
+            direction[-1] = 0.0
+            direction *= (
+                self.direction_weight * _trust(len(images.shots), known_at=1) * _ratio(distances, reference @ direction)
             )
-        else:
-            # Nothing is known of defects: the anomaly class keeps one row that has no weight.
-            anomaly_prototypes = np.zeros((1, normal.flat.shape[1]), np.float32)
-            direction, anomaly_weight, evidence = np.zeros_like(normal.flat[0]), 0.0, distances
+        direction[-1] = self.place_weight * _ratio(distances, reference[..., -1])
+        evidence = distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
 
         top_cells = max(1, round(TOP_SHARE * distances[0].size))
         # Zero evidence lies two standard deviations above the typical normal score, the unit is one of them.
@@ -187,12 +249,20 @@ class Meliad(Detector):
             offset=0.0,
         )
         prototypes = np.concatenate([normal_prototypes, anomaly_prototypes])
-        network = MeliadNetwork(features.backbone, images.size_hw, normal.flat.shape[1], len(prototypes), scoring)
+        network = MeliadNetwork(
+            features.backbone,
+            images.size_hw,
+            depth=len(direction),
+            place_directions=(places.main.shape[1], places.main.shape[2]),
+            prototypes=len(prototypes),
+            scoring=scoring,
+        )
         network.typical_length.fill_(typical_length)  # type: ignore[operator]
         network.place_scale.copy_(torch.from_numpy(place_scale))  # type: ignore[operator]
         network.prototypes.data = torch.from_numpy(prototypes)
         network.direction.data = torch.from_numpy((direction / unit).astype(np.float32))
         _load_metric(network, whitening)
+        _load_places(network, places)
         facts = {"normal_prototypes": len(normal_prototypes), "anomaly_prototypes": len(sites) - len(normal_prototypes)}
         return FittedDetector(network.eval(), tuple(sites), facts)
 
@@ -201,19 +271,49 @@ class Meliad(Detector):
     ) -> MeliadNetwork:
         """Rebuild a fitted network from its tensors and the scalars of its scoring."""
         count, depth = state["prototypes"].shape
-        network = MeliadNetwork(backbone, input_hw, depth, count, ScoringParameters(**description))
+        network = MeliadNetwork(
+            backbone,
+            input_hw,
+            depth=depth,
+            place_directions=(state["place_main"].shape[1], state["place_main"].shape[2]),
+            prototypes=count,
+            scoring=ScoringParameters(**description),
+        )
         network.load_state_dict(state)
         return network
 
 
-def _embed(features: NDArray[np.float32], whitening: Whitening, typical_length: float) -> _Cells:
-    """Whiten and damp, image by image, in the memory of the features."""
+def _metric_features(levels: Sequence[Tensor]) -> Tensor:
+    return patch_features(levels[1:])
+
+
+def _place_features(levels: Sequence[Tensor]) -> Tensor:
+    return place_features(levels[:2])
+
+
+def _embed(patches: NDArray[np.float32], whitening: Whitening, typical_length: float) -> _Cells:
+    """Whiten and damp, image by image, in the memory of the patches; the last number of each stays 0."""
     typical = torch.tensor(typical_length)
-    for image in features:
+    depth = len(whitening.matrix) + 1
+    for image in patches:
         whitened = torch.from_numpy(whitening(image))
         length = torch.linalg.vector_norm(whitened, dim=-1, keepdim=True)
-        image[:] = (whitened * length_damping(length, typical)).numpy()
-    return _Cells(features)
+        image[..., : depth - 1] = (whitened * length_damping(length, typical)).numpy()
+        image[..., depth - 1] = 0.0
+    return _Cells(patches[..., :depth])
+
+
+def _add_places(
+    cells: _Cells, place_scale: NDArray[np.float32], places: PlaceGaussians, of_places: NDArray[np.float32]
+) -> None:
+    """Scale embeddings as their places count, and put the deviation from what is normal there last."""
+    cells.embeddings[...] *= place_scale[..., None]
+    cells.embeddings[..., -1] = PLACE_SCALE * places(of_places)
+
+
+def _ratio(distances: NDArray[np.float32], term: NDArray[np.float32]) -> float:
+    """What gives a term of the evidence the spread of the distances."""
+    return float(distances.std()) / max(float(term.std()), 1e-12)
 
 
 def _trust(shots: int, known_at: int) -> float:
@@ -257,3 +357,14 @@ def _load_metric(network: MeliadNetwork, whitening: Whitening) -> None:
     network.metric_fine.weight.data = matrix[:, :fine, None, None].contiguous()
     network.metric_coarse.weight.data = matrix[:, fine:, None, None].contiguous()
     network.metric_fine.bias.data = torch.from_numpy(-(whitening.matrix @ whitening.mean))  # type: ignore[union-attr]
+
+
+def _load_places(network: MeliadNetwork, places: PlaceGaussians) -> None:
+    """Split the projection between the two feature levels."""
+    finer = network.place_finer.in_channels
+    projection = torch.from_numpy(places.projection)[:, :, None, None]
+    network.place_finer.weight.data = projection[:, :finer].expand(-1, -1, 2, 2) / 4.0
+    network.place_fine.weight.data = projection[:, finer:].contiguous()
+    network.place_mean.data = torch.from_numpy(places.mean).permute(2, 0, 1).contiguous()
+    network.place_main.data = torch.from_numpy(places.main)
+    network.place_precision.data = torch.from_numpy(places.precision)

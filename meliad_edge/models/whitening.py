@@ -19,14 +19,18 @@ class Whitening:
 
     Attributes:
         mean: float32 [C].
-        matrix: float32 [C, C].
+        matrix: float32 [D, C], of ascending variance; D = C until directions are left out.
     """
 
     mean: NDArray[np.float32]
     matrix: NDArray[np.float32]
 
+    def main_directions(self, count: int) -> Whitening:
+        """The ``count`` directions of largest variance only."""
+        return Whitening(self.mean, self.matrix[-count:].copy())
+
     def __call__(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Whiten patches [..., C]."""
+        """Whiten patches [..., C], to [..., D]."""
         return np.asarray((torch.from_numpy(patches - self.mean) @ torch.from_numpy(self.matrix).T).numpy())
 
 

@@ -25,8 +25,8 @@ class CameraReader(Reader):
     """Keeps the newest frame of a camera, and connects again when the camera is lost.
 
     A camera that never delivered is given up at once when the address is wrong, and after ``FIRST_ATTEMPTS``
-    otherwise: a server may describe a stream that is still being set up or torn down. One that did deliver is tried for ever, except when it refuses the
-    credentials: cameras lock accounts that go on trying.
+    otherwise: a server may describe a stream that is still being set up or torn down. One that did deliver is tried
+    for ever, except when it refuses the credentials: cameras lock accounts that go on trying.
 
     Args:
         source: The camera.

@@ -106,10 +106,10 @@ def test_the_fitted_network_is_interpretable_by_design(run: Run, frames: NDArray
 
 
 def test_embedding_level_by_level_is_embedding_of_the_whole_feature(run: Run, frames: NDArray[np.uint8]) -> None:
-    """Average, concatenate, whiten, damp, even out: the formula of the documentation, written out."""
+    """Average, concatenate, whiten, damp, even out, deviate: the formula of the documentation, written out."""
     network: Any = run.network
     with torch.inference_mode():
-        fine, coarse = network.backbone(torch.from_numpy(frames))
+        finer, fine, coarse = network.backbone(torch.from_numpy(frames))
         pool = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)
         coarse = torch.nn.functional.interpolate(
             pool(coarse), size=fine.shape[-2:], mode="bilinear", align_corners=False
@@ -119,9 +119,17 @@ def test_embedding_level_by_level_is_embedding_of_the_whole_feature(run: Run, fr
         whitened = torch.einsum("dc,nchw->ndhw", matrix, features) + network.metric_fine.bias[:, None, None]
         length = whitened.norm(dim=1, keepdim=True) / network.typical_length
         expected = whitened * length.clamp_min(0.05) ** -0.75 * network.place_scale
+        at_place = torch.cat([torch.nn.functional.avg_pool2d(finer, 2), fine], dim=1)
+        projection = torch.cat([4.0 * network.place_finer.weight[:, :, :1, :1], network.place_fine.weight], dim=1)
+        deviation = torch.einsum("dc,nchw->ndhw", projection[:, :, 0, 0], at_place) - network.place_mean
+        main = network.place_main.view(*network.grid_hw, *network.place_main.shape[1:])
+        in_main = torch.einsum("hwdk,ndhw->nkhw", main, deviation)
+        rest = deviation.square().sum(1) - in_main.square().sum(1)
+        of_place = 0.01 * (rest * network.place_precision.view(network.grid_hw)).sqrt()
         embedded = network.embed(network.backbone(torch.from_numpy(frames)))
     scale = float(expected.abs().max())
-    assert torch.allclose(embedded, expected, atol=1e-4 * scale)
+    assert torch.allclose(embedded[:, :-1], expected, atol=1e-4 * scale)
+    assert torch.allclose(embedded[:, -1], of_place, atol=1e-4)
 
 
 def test_a_model_that_decides_otherwise_is_not_written(

@@ -293,7 +293,7 @@ def test_a_precision_that_loses_too_much_is_refused_with_the_reason(bundle: Bund
         lower(model, "fp16", replay.frames, replay, ParityLimits(score=1e-9, map=1e-9))
     line = str(caught.value)
     assert "\n" not in line
-    assert line.startswith("fp16 is refused: even with the first half of 50 layers in FP32, ")
+    assert line.startswith("fp16 is refused: even with the first half of 52 layers in FP32, ")
     assert "score error" in line
     assert "most is lost in " in line
     assert "[limits.fp16]" in line
@@ -312,7 +312,7 @@ def test_export_prints_nothing_but_json_where_json_is_asked_for(
 ) -> None:
     outcome = invoke("export", small_run, "--precision", "fp16", "--out", tmp_path / "small.meliad", "--json")
     assert outcome.code == 0, outcome.err
-    assert len(outcome.json["layers"]["fp16"]) == 50
+    assert len(outcome.json["layers"]["fp16"]) == 52
     assert {result["precision"] for result in outcome.json["parity"]} == {"fp32", "fp16"}
 
 

