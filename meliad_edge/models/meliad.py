@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from meliad_edge.models.backbone import Backbone
 from meliad_edge.models.features import (
@@ -32,9 +33,10 @@ from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, n
 from meliad_edge.models.scoring import ScoringParameters
 from meliad_edge.models.whitening import Whitening, fit_whitening
 
-# Numbers of an embedding: whitened directions of largest variance, and the deviation from what is normal at a place. A
-# multiple of 16 directions makes their convolutions and poolings faster.
-DEPTH = 336 + 1
+# An embedding: whitened directions of largest variance, the deviation from what is normal at a place, and zeros up to a
+# multiple of 8. Vector units, here and on a GPU, like multiples of 8 and 16.
+WHITENED = 320
+_PLACE_NUMBERS = 8
 NORMAL_PROTOTYPES = 512
 ANOMALY_PROTOTYPES = 128
 # Share of a shot's patches, the most deviating ones, that stand for its defect.
@@ -67,8 +69,8 @@ class MeliadNetwork(PrototypeNetwork):
     The metric is two 1x1 convolutions, one per feature level. They are applied before the levels are averaged and the
     coarse one is upsampled: exact, because both are linear, and cheaper; in INT8 they read what the backbone wrote.
 
-    The last number of an embedding is the deviation of the patch from what is normal at its place. The direction brings
-    it into the evidence, as it does with what the labels say.
+    An embedding ends with the deviation of the patch from what is normal at its place. The direction brings it into the
+    evidence, as it does with what the labels say.
 
     Args:
         backbone: Of strides 8, 16 and 32.
@@ -91,8 +93,8 @@ class MeliadNetwork(PrototypeNetwork):
     ) -> None:
         super().__init__(backbone, input_hw)
         finer, fine, coarse = backbone.channels
-        self.metric_fine = nn.Conv2d(fine, depth - 1, 1)
-        self.metric_coarse = nn.Conv2d(coarse, depth - 1, 1, bias=False)
+        self.metric_fine = nn.Conv2d(fine, depth - _PLACE_NUMBERS, 1)
+        self.metric_coarse = nn.Conv2d(coarse, depth - _PLACE_NUMBERS, 1, bias=False)
         directions, main = place_directions
         # Averages 2 x 2 cells in passing.
         self.place_finer = nn.Conv2d(finer, directions, 2, stride=2, bias=False)
@@ -119,7 +121,9 @@ class MeliadNetwork(PrototypeNetwork):
     def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of strides 8, 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
         finer, fine, coarse = levels
-        return torch.cat([self._whitened(fine, coarse), PLACE_SCALE * self._place_deviation(finer, fine)], dim=1)
+        of_place = PLACE_SCALE * self._place_deviation(finer, fine)
+        zeros_behind = (0, 0, 0, 0, 0, _PLACE_NUMBERS - 1)
+        return torch.cat([self._whitened(fine, coarse), functional.pad(of_place, zeros_behind)], dim=1)
 
     def _whitened(self, fine: Tensor, coarse: Tensor) -> Tensor:
         fine, coarse = pooled_levels((self.metric_fine(fine), self.metric_coarse(coarse)))
@@ -193,7 +197,9 @@ class Meliad(Detector):
             features, images.normal, "features of normals", _metric_features, _place_features
         )
         channels = patches.shape[-1]
-        whitening = fit_whitening(patches.reshape(-1, channels)).main_directions(min(DEPTH, channels) - 1)
+        whitening = fit_whitening(patches.reshape(-1, channels)).main_directions(
+            min(WHITENED, channels - _PLACE_NUMBERS)
+        )
         order = np.random.default_rng(seed).permutation(len(patches))
         # The scale of distances is honest only on images that no prototype comes from.
         scale_count = min(_SCALE_IMAGES, max(1, len(order) // 5))
@@ -225,11 +231,11 @@ class Meliad(Detector):
             sites += [shots.site("shots", int(index)) for index in nearest_patch(anomaly_prototypes, shots.flat)]
             anomaly_weight = self.anomaly_weight * _trust(len(images.shots), known_at=0)
             direction = shots.flat.mean(axis=0) - reference.mean(axis=(0, 1, 2))
-            direction[-1] = 0.0
+            direction[-_PLACE_NUMBERS] = 0.0
             direction *= (
                 self.direction_weight * _trust(len(images.shots), known_at=1) * _ratio(distances, reference @ direction)
             )
-        direction[-1] = self.place_weight * _ratio(distances, reference[..., -1])
+        direction[-_PLACE_NUMBERS] = self.place_weight * _ratio(distances, reference[..., -_PLACE_NUMBERS])
         evidence = distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
 
         top_cells = max(1, round(TOP_SHARE * distances[0].size))
@@ -292,23 +298,23 @@ def _place_features(levels: Sequence[Tensor]) -> Tensor:
 
 
 def _embed(patches: NDArray[np.float32], whitening: Whitening, typical_length: float) -> _Cells:
-    """Whiten and damp, image by image, in the memory of the patches; the last number of each stays 0."""
+    """Whiten and damp, image by image, in the memory of the patches; what places bring stays 0."""
     typical = torch.tensor(typical_length)
-    depth = len(whitening.matrix) + 1
+    whitened_depth = len(whitening.matrix)
     for image in patches:
         whitened = torch.from_numpy(whitening(image))
         length = torch.linalg.vector_norm(whitened, dim=-1, keepdim=True)
-        image[..., : depth - 1] = (whitened * length_damping(length, typical)).numpy()
-        image[..., depth - 1] = 0.0
-    return _Cells(patches[..., :depth])
+        image[..., :whitened_depth] = (whitened * length_damping(length, typical)).numpy()
+        image[..., whitened_depth:] = 0.0
+    return _Cells(patches[..., : whitened_depth + _PLACE_NUMBERS])
 
 
 def _add_places(
     cells: _Cells, place_scale: NDArray[np.float32], places: PlaceGaussians, of_places: NDArray[np.float32]
 ) -> None:
-    """Scale embeddings as their places count, and put the deviation from what is normal there last."""
+    """Scale embeddings as their places count, and put the deviation from what is normal there behind."""
     cells.embeddings[...] *= place_scale[..., None]
-    cells.embeddings[..., -1] = PLACE_SCALE * places(of_places)
+    cells.embeddings[..., -_PLACE_NUMBERS] = PLACE_SCALE * places(of_places)
 
 
 def _ratio(distances: NDArray[np.float32], term: NDArray[np.float32]) -> float:

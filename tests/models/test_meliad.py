@@ -65,8 +65,8 @@ def test_every_prototype_has_a_patch_of_its_class(backbone: Backbone, shots: int
 def test_without_shots_only_the_distance_to_normality_and_the_place_count(backbone: Backbone) -> None:
     network: Any = _fit(backbone, 0).network
     assert network.describe()["anomaly_scale"] == 0.0
-    assert not network.direction[:-1].any()
-    assert network.direction[-1] > 0
+    assert not network.direction[:-8].any()
+    assert network.direction[-8] > 0
 
 
 def test_the_place_moves_evidence_and_no_distance(backbone: Backbone) -> None:
@@ -81,13 +81,13 @@ def test_the_place_moves_evidence_and_no_distance(backbone: Backbone) -> None:
         (_, of_place, nearest), (_, plain, same_nearest) = with_place(frames), without(frames)
     assert torch.equal(nearest, same_nearest)
     # A marked patch is unlike what is normal at its place, and its evidence is the stronger for it.
-    deviation = embedded[:, -1] / PLACE_SCALE
+    deviation = embedded[:, -8] / PLACE_SCALE
     marked = torch.zeros(4, 4, 4, dtype=torch.bool)
     marked[:, 1:3, 1:3] = True
     assert deviation[marked].mean() > 1.5 * deviation[~marked].mean()
     assert not torch.equal(of_place, plain)
     # Next to the squared distances of patches that the prototypes decide by, its square is nothing.
-    assert embedded[:, -1].square().mean() < 1e-3 * embedded[:, :-1].square().sum(1).mean()
+    assert embedded[:, -8].square().mean() < 1e-3 * embedded[:, :-8].square().sum(1).mean()
 
 
 def test_what_is_saved_builds_the_same_network(backbone: Backbone) -> None:
@@ -124,9 +124,9 @@ def test_embeddings_are_scaled_by_place(backbone: Backbone) -> None:
     network: Any = _fit(backbone, 2).network
     with torch.inference_mode():
         levels = backbone(torch.from_numpy(_marked(1, 8)))
-        before = network.embed(levels)[:, :-1] / network.place_scale
+        before = network.embed(levels)[:, :-8] / network.place_scale
         network.place_scale.copy_(torch.linspace(0.5, 2.0, 16).view(4, 4))
-        assert torch.allclose(network.embed(levels)[:, :-1], before * network.place_scale, rtol=1e-5)
+        assert torch.allclose(network.embed(levels)[:, :-8], before * network.place_scale, rtol=1e-5)
 
 
 def test_places_can_be_left_uneven(backbone: Backbone) -> None:
@@ -141,8 +141,8 @@ def test_the_labels_count_for_more_the_more_there_are(backbone: Backbone) -> Non
     scales = [_fit(backbone, shots).network.describe() for shots in (1, 4)]
     weights = [fields["anomaly_scale"] / fields["normal_scale"] for fields in scales]
     assert weights == pytest.approx([0.36 * 1 / 3, 0.36 * 4 / 6])
-    assert not _fit(backbone, 1).network.direction[:-1].any()  # type: ignore[index]
-    assert _fit(backbone, 4).network.direction[:-1].any()  # type: ignore[index]
+    assert not _fit(backbone, 1).network.direction[:-8].any()  # type: ignore[index]
+    assert _fit(backbone, 4).network.direction[:-8].any()  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
