@@ -20,6 +20,7 @@ ABLATIONS = (
     Variant("without margin loss (lambda_m = 0)", _RECONSTRUCTION, {"margin_weight": 0.0}),
     Variant("default, all parts", _DEFAULT),
     Variant("default, places not evened out", _DEFAULT, {"even_places": False}),
+    Variant("default without Gaussians of places", _DEFAULT, {"place_weight": 0.0}),
     Variant("default without anomaly prototypes", _DEFAULT, {"anomaly_weight": 0.0}),
     Variant("default without direction", _DEFAULT, {"direction_weight": 0.0}),
     Variant("default without entropy (kappa = 0)", _DEFAULT, {"kappa": 0.0}),
