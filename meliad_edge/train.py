@@ -26,7 +26,7 @@ from meliad_edge.runtime.torch_engine import TorchEngine
 
 Report = Callable[[str, str], None]
 
-# More normals than this bring the prototypes nothing and only fill memory: 0.6 MB each at 256 x 256.
+# More normals than this bring the prototypes nothing and only fill memory: 0.8 MB each at 256 x 256.
 _MAX_NORMAL_IMAGES = 3000
 _MAX_NORMAL_PIXELS = _MAX_NORMAL_IMAGES * 256 * 256
 

@@ -37,6 +37,8 @@ from meliad_edge.models.whitening import Whitening, fit_whitening
 # multiple of 8. Vector units, here and on a GPU, like multiples of 8 and 16.
 WHITENED = 320
 _PLACE_NUMBERS = 8
+# Where the deviation is in an embedding.
+_DEVIATION = -_PLACE_NUMBERS
 NORMAL_PROTOTYPES = 512
 ANOMALY_PROTOTYPES = 128
 # Share of a shot's patches, the most deviating ones, that stand for its defect.
@@ -53,7 +55,7 @@ DIRECTION_WEIGHT = 0.27
 # Weight of the deviation from what is normal at a place: its spread over normal cells, in spreads of normal distances.
 PLACE_WEIGHT = 1.0
 # The deviation is one number of an embedding; so scaled, it does not count in distances to prototypes.
-PLACE_SCALE = 0.01
+DEVIATION_SCALE = 0.01
 TOP_SHARE = 0.025
 SOFTNESS = 0.01
 KAPPA = 0.5
@@ -121,7 +123,7 @@ class MeliadNetwork(PrototypeNetwork):
     def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of strides 8, 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
         finer, fine, coarse = levels
-        of_place = PLACE_SCALE * self._place_deviation(finer, fine)
+        of_place = DEVIATION_SCALE * self._place_deviation(finer, fine)
         zeros_behind = (0, 0, 0, 0, 0, _PLACE_NUMBERS - 1)
         return torch.cat([self._whitened(fine, coarse), functional.pad(of_place, zeros_behind)], dim=1)
 
@@ -231,11 +233,11 @@ class Meliad(Detector):
             sites += [shots.site("shots", int(index)) for index in nearest_patch(anomaly_prototypes, shots.flat)]
             anomaly_weight = self.anomaly_weight * _trust(len(images.shots), known_at=0)
             direction = shots.flat.mean(axis=0) - reference.mean(axis=(0, 1, 2))
-            direction[-_PLACE_NUMBERS] = 0.0
+            direction[_DEVIATION] = 0.0
             direction *= (
                 self.direction_weight * _trust(len(images.shots), known_at=1) * _ratio(distances, reference @ direction)
             )
-        direction[-_PLACE_NUMBERS] = self.place_weight * _ratio(distances, reference[..., -_PLACE_NUMBERS])
+        direction[_DEVIATION] = self.place_weight * _ratio(distances, reference[..., _DEVIATION])
         evidence = distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
 
         top_cells = max(1, round(TOP_SHARE * distances[0].size))
@@ -314,7 +316,7 @@ def _add_places(
 ) -> None:
     """Scale embeddings as their places count, and put the deviation from what is normal there behind."""
     cells.embeddings[...] *= place_scale[..., None]
-    cells.embeddings[..., -_PLACE_NUMBERS] = PLACE_SCALE * places(of_places)
+    cells.embeddings[..., _DEVIATION] = DEVIATION_SCALE * places(of_places)
 
 
 def _ratio(distances: NDArray[np.float32], term: NDArray[np.float32]) -> float:

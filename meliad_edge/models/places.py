@@ -23,8 +23,6 @@ DIRECTIONS = 64
 MAIN_DIRECTIONS = 24
 # Images that the covariance of all places counts for at each place.
 PRIOR_IMAGES = 40
-# Of the main directions: 5,461 cells. Beyond, there are fewer.
-_MAX_BYTES = 32 * 1024 * 1024
 _CELLS = 256
 
 
@@ -99,7 +97,7 @@ def fit_places(features: NDArray[np.float32]) -> PlaceGaussians:
     count, height, width, channels = features.shape
     places = height * width
     depth = min(DIRECTIONS, channels)
-    kept = min(MAIN_DIRECTIONS, depth - 1, _MAX_BYTES // (4 * places * depth))
+    kept = min(MAIN_DIRECTIONS, depth - 1)
     projection = fit_whitening(features.reshape(-1, channels)).main_directions(depth).matrix
     projected = features.reshape(count, places, channels) @ projection.T
     mean = projected.mean(axis=0)

@@ -11,7 +11,7 @@ from meliad_edge.errors import UsageError
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import Backbone, load_backbone
 from meliad_edge.models.features import FeatureExtractor
-from meliad_edge.models.meliad import PLACE_SCALE, Meliad, _place_scale
+from meliad_edge.models.meliad import DEVIATION_SCALE, Meliad, _place_scale
 from meliad_edge.models.network import FittedDetector, TrainingImages
 
 
@@ -81,7 +81,7 @@ def test_the_place_moves_evidence_and_no_distance(backbone: Backbone) -> None:
         (_, of_place, nearest), (_, plain, same_nearest) = with_place(frames), without(frames)
     assert torch.equal(nearest, same_nearest)
     # A marked patch is unlike what is normal at its place, and its evidence is the stronger for it.
-    deviation = embedded[:, -8] / PLACE_SCALE
+    deviation = embedded[:, -8] / DEVIATION_SCALE
     marked = torch.zeros(4, 4, 4, dtype=torch.bool)
     marked[:, 1:3, 1:3] = True
     assert deviation[marked].mean() > 1.5 * deviation[~marked].mean()

@@ -57,11 +57,6 @@ def test_few_images_leave_the_covariance_of_all_places(count: int) -> None:
     assert deviations.min() > 0
 
 
-def test_less_is_kept_where_there_are_very_many_places() -> None:
-    fitted_on = np.random.default_rng(0).normal(size=(2, 128, 96, 70)).astype(np.float32)
-    assert fit_places(fitted_on).main.shape == (128 * 96, 64, 32 * 1024 * 1024 // (4 * 128 * 96 * 64))
-
-
 def test_a_deviation_never_has_the_root_of_less_than_nothing() -> None:
     """All of it in a main direction that is endlessly wide."""
     main = torch.zeros(1, 8, 2)
