@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from meliad_edge.archive.scorer import ScoringTask, UnitDone, UnitScorer
@@ -27,25 +30,34 @@ def score_here(task: ScoringTask, units: Sequence[int], workers: int) -> Iterato
     Raises:
         MeliadError: A process died, or the model cannot be loaded.
     """
-    pool = ProcessPoolExecutor(
-        min(workers, len(units)), multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(task,)
-    )
-    try:
-        for future in as_completed([pool.submit(_score, unit) for unit in units]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        msg = f"a worker died ({error}), perhaps for want of memory; what is done is kept, go on with fewer --workers"
-        raise MeliadError(msg) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with TemporaryDirectory() as folder:
+        # Not an argument of the workers: Python would wait for ever on one that dies before it has read a model.
+        handed_over = Path(folder, "task.pickle")
+        handed_over.write_bytes(pickle.dumps(task))
+        pool = ProcessPoolExecutor(
+            min(workers, len(units)),
+            multiprocessing.get_context("spawn"),
+            initializer=_prepare,
+            initargs=(handed_over,),
+        )
+        try:
+            for future in as_completed([pool.submit(_score, unit) for unit in units]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            msg = (
+                f"a worker died ({error}), perhaps for want of memory; what is done is kept, go on with fewer --workers"
+            )
+            raise MeliadError(msg) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _prepare(task: ScoringTask) -> None:
+def _prepare(handed_over: Path) -> None:
     global _scorer
     import cv2
 
     cv2.setNumThreads(1)
-    _scorer = UnitScorer(task)
+    _scorer = UnitScorer(pickle.loads(handed_over.read_bytes()))  # noqa: S301 - written by the process that asks
 
 
 def _score(unit: int) -> UnitDone:
