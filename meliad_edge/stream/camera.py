@@ -24,9 +24,10 @@ _STALE_FOR_S = 6.0
 class CameraReader(Reader):
     """Keeps the newest frame of a camera, and connects again when the camera is lost.
 
-    A camera that never delivered is given up at once when the address is wrong, and after ``FIRST_ATTEMPTS``
-    otherwise: a server may describe a stream that is still being set up or torn down. One that did deliver is tried
-    for ever, except when it refuses the credentials: cameras lock accounts that go on trying.
+    It is tried for ever, except when it refuses the credentials: cameras lock accounts that go on trying. One that
+    never delivered is in doubt, at once when the address is wrong, and after ``FIRST_ATTEMPTS`` otherwise: a server may
+    describe a stream that is still being set up or torn down. It may be that it is switched on later than we are, so
+    that is for the frame loop to decide, which knows whether anything else delivers.
 
     Args:
         source: The camera.
@@ -36,7 +37,7 @@ class CameraReader(Reader):
         max_age_s: A frame older than this is not scored. Of an RTSP camera the age counts from the timestamp of the
             picture, less the constant time that even the quickest is under way; of others from the decoder. A camera
             whose pictures stay too old is connected to again, so that what is piled up goes away.
-        random_source: Jitter of the back-off.
+        backoff: How long between attempts; None takes the usual one.
         wait: Waits for a delay in seconds; returns whether the reader is to stop. None waits in real time.
         connect: Opens the camera.
     """
@@ -49,7 +50,7 @@ class CameraReader(Reader):
         wall_clock: Callable[[], float] = time.time,
         max_fps: float | None = None,
         max_age_s: float = MAX_AGE_S,
-        random_source: random.Random | None = None,
+        backoff: Backoff | None = None,
         wait: Callable[[float], bool] | None = None,
         connect: Callable[[SourceUri], VideoCapture | Failure] = open_capture,
     ) -> None:
@@ -58,7 +59,7 @@ class CameraReader(Reader):
         self._interval_s = 0.0 if max_fps is None else 1.0 / max_fps
         self._due_s = -math.inf
         self._max_age_s = max_age_s
-        self._backoff = Backoff(random_source or random.Random())
+        self._backoff = backoff or Backoff(random.Random())
         self._wait = wait or self._stopping.wait
         self._connect = connect
         self._next_id = 0
@@ -79,25 +80,25 @@ class CameraReader(Reader):
             if isinstance(video, Failure):
                 attempts += 1
                 failure = video
-                if self._is_final(failure, attempts):
-                    raise failure.to_error(self.source)
+                self.is_in_doubt = self._is_doubtful(failure, attempts)
             else:
-                failure = self._stream(video)
                 attempts = 0
-            if self._stopping.is_set():
-                return
-            delay_s = self._backoff.next_delay_s()
-            self.state = ReaderState.WAITING
-            self._notify(f"{failure.detail}; connecting again in {delay_s:.1f} s")
-            if self._wait(delay_s):
-                return
+                self.is_in_doubt = False
+                failure = self._stream(video)
+            if failure.kind is FailureKind.AUTH:
+                raise failure.to_error(self.source)
+            if not self._stopping.is_set():
+                delay_s = self._backoff.next_delay_s()
+                self.state = ReaderState.WAITING
+                self._notify(f"{failure.detail}; connecting again in {delay_s:.1f} s")
+                if not self._wait(delay_s):
+                    continue
+            if self.is_in_doubt:
+                raise failure.to_error(self.source)
+            return
 
-    def _is_final(self, failure: Failure, attempts: int) -> bool:
-        if failure.kind is FailureKind.AUTH:
-            return True
-        if self.read > 0:
-            return False
-        return failure.kind is FailureKind.NOT_FOUND or attempts >= FIRST_ATTEMPTS
+    def _is_doubtful(self, failure: Failure, attempts: int) -> bool:
+        return self.read == 0 and (failure.kind is FailureKind.NOT_FOUND or attempts >= FIRST_ATTEMPTS)
 
     def _stream(self, video: VideoCapture) -> Failure:
         """Deliver frames until the connection is lost; returns why it was."""

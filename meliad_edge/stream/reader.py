@@ -50,6 +50,7 @@ class Reader(ABC):
         skipped: Frames of a live source beyond the frame rate that is wanted.
         description: Size and codec of the pictures, once they are known.
         reconnects: How often a live source came back.
+        is_in_doubt: Whether a live source never delivered and hardly will; it is still tried, and fails when stopped.
         is_truncated: Whether a video ended well before the length it announces.
     """
 
@@ -61,6 +62,7 @@ class Reader(ABC):
         self.total: int | None = None
         self.read = self.bad = self.stale = self.old_on_arrival = self.skipped = self.reconnects = 0
         self.description = ""
+        self.is_in_doubt = False
         self.is_truncated = False
         self._clock = clock
         self._buffer = (

@@ -321,6 +321,9 @@ class Watcher:
                     self._score(taken)
                 if all(watched.is_finished for watched in self._watched):
                     return
+                if all(watched.is_finished or watched.reader.is_in_doubt for watched in self._watched):
+                    for watched in self._watched:  # Nothing delivers; while something does, they are waited for.
+                        watched.reader.stop()
                 if max_frames is not None and self.scored >= max_frames:
                     return
                 if not taken:
@@ -470,7 +473,10 @@ class Watcher:
             for tracker in (watched.condition, watched.drift):
                 if (event := tracker.finish()) is not None:
                     self._on_event(event)
-            watched.reader.join(_CLOSE_TIMEOUT_S)
+            reader = watched.reader
+            reader.join(_CLOSE_TIMEOUT_S)
+            if not watched.is_finished and isinstance(reader.error, MeliadError):
+                self._on_failure(reader.source.name, reader.error)
 
 
 def _summarise_source(watched: _Watched) -> SourceSummary:

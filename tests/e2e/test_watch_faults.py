@@ -28,7 +28,7 @@ import pytest
 from numpy.typing import NDArray
 
 from meliad_edge.errors import MeliadError
-from meliad_edge.events import Event
+from meliad_edge.events import Event, EventState
 from meliad_edge.runtime.predictor import Prediction, StageTimes
 from meliad_edge.runtime.view import View
 from meliad_edge.stream.camera import MAX_AGE_S, CameraReader
@@ -45,6 +45,7 @@ IMPORTS = (
 )
 # H.264 leaves the camera two pictures late, and a busy machine adds some.
 PATH_S = 0.6
+PORT = 8554
 
 
 def why_not_available() -> str:
@@ -97,7 +98,7 @@ class Network:
     def __init__(self) -> None:
         number = next(self.numbers) % 250
         self.name, self.outside, self.inside = f"melcam{number}", f"melo{number}", f"meli{number}"
-        self.address, self.port = f"10.213.{number}.2", 8554
+        self.address = f"10.213.{number}.2"
         self._servers: list[subprocess.Popen[str]] = []
         run("ip", "netns", "add", self.name)
         run("ip", "link", "add", self.outside, "type", "veth", "peer", "name", self.inside, "netns", self.name)
@@ -112,14 +113,16 @@ class Network:
 
     @property
     def url(self) -> str:
-        return f"rtsp://{self.address}:{self.port}/live"
+        return f"rtsp://{self.address}:{PORT}/live"
 
     def within(self, *command: str) -> None:
         run("ip", "netns", "exec", self.name, *command)
 
-    def film(self, codec: str = "h264", size: tuple[int, int] = (320, 240), user_info: str = "") -> None:
+    def film(
+        self, codec: str = "h264", size: tuple[int, int] = (320, 240), user_info: str = "", port: int = PORT
+    ) -> None:
         process = subprocess.Popen(
-            ["ip", "netns", "exec", self.name, str(SYSTEM_PYTHON), str(CLOCK_CAMERA), str(self.port), codec,
+            ["ip", "netns", "exec", self.name, str(SYSTEM_PYTHON), str(CLOCK_CAMERA), str(port), codec,
              *map(str, size), "25", *([user_info] if user_info else [])],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
@@ -278,6 +281,20 @@ def test_a_connection_that_is_half_open_is_noticed_and_made_again(network: Netwo
     lost = [(event.condition, event.state.value) for event in watched.events]
     assert lost == [("lost", "new"), ("lost", "end")]
     assert any("connecting again" in notice for notice in watched.notices)
+
+
+def test_a_camera_that_is_switched_on_long_after_the_watch_is_watched(network: Network) -> None:
+    network.film()
+    with Watched(network.url, network.url.replace(str(PORT), "8555")) as watched:
+        late = watched.readers[1]
+        wait_until(lambda: late.is_in_doubt)
+        watched.wait_for_frames(25)
+        network.film(port=8555)
+        wait_until(lambda: late.read >= 25, 60.0)
+    assert (watched.failures, watched.predictor.unreadable) == ([], 0)
+    assert max(watched.predictor.ages_s) < MAX_AGE_S + PATH_S
+    lost = [event for event in watched.events if event.camera == late.source.name]
+    assert [event.state for event in lost] == [EventState.NEW, EventState.END]
 
 
 def test_a_cable_that_is_pulled_for_a_moment_brings_no_old_pictures(network: Network) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from meliad_edge.errors import SourceError
+from meliad_edge.stream.backoff import Backoff
 from meliad_edge.stream.camera import FIRST_ATTEMPTS, CameraReader
 from meliad_edge.stream.capture import Capture, Grab, VideoCapture
 from meliad_edge.stream.failures import Failure, FailureKind, diagnose
@@ -56,7 +57,7 @@ class Script:
         self.delays_s: list[float] = []
         self.states: list[ReaderState] = []
         self.reader = CameraReader(
-            CAMERA, clock=lambda: 0.0, random_source=random.Random(0), wait=self.wait, connect=self.connect
+            CAMERA, clock=lambda: 0.0, backoff=Backoff(random.Random(0)), wait=self.wait, connect=self.connect
         )
 
     def connect(self, source: SourceUri) -> VideoCapture | Failure:
@@ -96,9 +97,8 @@ def test_the_delay_grows_while_the_camera_is_away_and_falls_back_once_it_deliver
     assert lost_again <= 0.5
 
 
-@pytest.mark.parametrize("failure", [AUTH, NOT_FOUND])
-def test_what_waiting_cannot_mend_is_given_up_at_once(failure: Failure) -> None:
-    script = Script(failure)
+def test_a_camera_that_refuses_the_credentials_is_given_up_at_once() -> None:
+    script = Script(AUTH)
     reader = script.run()
     assert reader.state is ReaderState.FAILED
     assert script.delays_s == []
@@ -107,11 +107,31 @@ def test_what_waiting_cannot_mend_is_given_up_at_once(failure: Failure) -> None:
     assert "S3CR3T" not in str(reader.error)
 
 
-@pytest.mark.parametrize("failure", [REFUSED, Failure(FailureKind.CODEC, "the server answers, but sends no video")])
-def test_a_camera_that_was_never_there_is_given_up_after_some_attempts(failure: Failure) -> None:
-    script = Script(*[failure] * (FIRST_ATTEMPTS + 3))
-    assert script.run().state is ReaderState.FAILED
-    assert len(script.delays_s) == FIRST_ATTEMPTS - 1
+@pytest.mark.parametrize(
+    ("failure", "patience"),
+    [
+        (NOT_FOUND, 1),
+        (REFUSED, FIRST_ATTEMPTS),
+        (Failure(FailureKind.CODEC, "the server answers, but sends no video"), FIRST_ATTEMPTS),
+    ],
+)
+def test_a_camera_that_was_never_there_is_in_doubt_and_fails_when_it_is_stopped(
+    failure: Failure, patience: int
+) -> None:
+    if patience > 1:
+        assert not Script(*[failure] * (patience - 1)).run().is_in_doubt
+    for attempts in (patience, patience + 20):
+        script = Script(*[failure] * attempts)
+        reader = script.run()
+        assert reader.is_in_doubt
+        assert len(script.delays_s) == attempts
+        assert reader.state is ReaderState.FAILED
+        assert str(reader.error).startswith("rtsp://cam.local/live: ")
+
+
+def test_a_camera_that_is_there_at_last_is_in_doubt_no_more() -> None:
+    reader = Script(*[REFUSED] * (FIRST_ATTEMPTS + 2), ScriptedVideo(1)).run()
+    assert (reader.read, reader.is_in_doubt, reader.state) == (1, False, ReaderState.ENDED)
 
 
 def test_a_camera_that_was_there_is_never_given_up_unless_it_refuses_the_credentials() -> None:

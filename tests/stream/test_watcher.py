@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -13,6 +16,9 @@ import pytest
 from meliad_edge.errors import MeliadError, SourceError
 from meliad_edge.events import Event, EventState, Window
 from meliad_edge.runtime.view import Box, View
+from meliad_edge.stream.backoff import Backoff
+from meliad_edge.stream.camera import CameraReader
+from meliad_edge.stream.failures import Failure, FailureKind
 from meliad_edge.stream.frames import Frame
 from meliad_edge.stream.reader import Reader, ReaderState
 from meliad_edge.stream.sources import open_source
@@ -30,7 +36,9 @@ class Watched:
         self.events: list[Event] = []
         self.notices: list[tuple[str, str]] = []
         self.failures: list[tuple[str, MeliadError]] = []
-        self.readers: list[Reader] = [open_source(parse_source(str(source))) for source in sources]
+        self.readers: list[Reader] = [
+            source if isinstance(source, Reader) else open_source(parse_source(str(source))) for source in sources
+        ]
         self.cameras = [Camera(reader, **(camera or {})) for reader in self.readers]
         ids = count(1)
         self.watcher = Watcher(
@@ -104,6 +112,49 @@ def test_a_failing_source_does_not_stop_the_others(write_video: WriteVideo, pred
     missing, good = watched.watcher.summary().sources
     assert (missing.state, missing.error, missing.frames.read) == (ReaderState.FAILED, error, 0)
     assert (good.state, good.error, good.frames.scored) == (ReaderState.ENDED, None, 6)
+
+
+def absent_camera(name: str) -> CameraReader:
+    """A camera that is never there, and waits next to no time between attempts."""
+    return CameraReader(
+        parse_source(f"rtsp://{name}/live"),
+        backoff=Backoff(random.Random(0), first_s=0.001, cap_s=0.001),
+        connect=lambda source: Failure(FailureKind.REFUSED, "connection refused"),
+    )
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    limit_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < limit_s, "did not happen in time"
+        time.sleep(0.005)
+
+
+def test_a_camera_that_is_not_there_is_waited_for_while_another_delivers(predictor: Any) -> None:
+    delivering, absent = ScriptedReader("a", time.monotonic), absent_camera("b")
+    watched = Watched(predictor, delivering, absent)
+    running = threading.Thread(target=watched.watcher.run)
+    running.start()
+    wait_until(lambda: absent.is_in_doubt)
+    for frames in (1, 2):
+        delivering.put(GOOD, time.monotonic())
+        wait_until(lambda frames=frames: watched.watcher.scored == frames)  # type: ignore[misc]
+    assert (watched.failures, absent.error) == ([], None)
+    watched.watcher.stop()
+    running.join(20)
+    ((name, error),) = watched.failures  # What never came is told when all ends.
+    assert (name, "connection refused" in str(error)) == (absent.source.name, True)
+    assert [source.state for source in watched.watcher.summary().sources] == [ReaderState.ENDED, ReaderState.FAILED]
+
+
+def test_cameras_that_are_not_there_are_given_up_when_nothing_delivers_any_more(
+    write_video: WriteVideo, predictor: Any
+) -> None:
+    absent = [absent_camera("b"), absent_camera("c")]
+    watched = Watched(predictor, write_video("a.avi", [GOOD] * 3), *absent)
+    watched.watcher.run()
+    assert watched.watcher.scored == 3
+    assert sorted(name for name, _ in watched.failures) == sorted(camera.source.name for camera in absent)
 
 
 def test_stops_after_max_frames_and_ends_what_is_open(write_video: WriteVideo, predictor: Any) -> None:
