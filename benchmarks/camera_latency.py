@@ -13,6 +13,7 @@ import numpy as np
 from meliad_edge.benchmarks.clock_cameras import CLOCK_ROWS, clock_cameras
 from meliad_edge.benchmarks.picture_clock import age_s
 from meliad_edge.bundle import Bundle, require_golden
+from meliad_edge.errors import SourceError
 from meliad_edge.monitor.latency import LatencySummary, summarise
 from meliad_edge.precision import Precision
 from meliad_edge.runtime.batching import measure_batch_size
@@ -118,7 +119,8 @@ def _measure(
 ) -> CameraLatency:
     ages_s: list[float] = []
     infer_s: list[float] = []
-    shares: dict[str, int] = {}
+    sources = with_unique_names([parse_source(url) for url in urls])
+    shares = {source.name: 0 for source in sources}
     start_s = time.monotonic()
 
     def take(decision: Decision) -> None:
@@ -127,11 +129,10 @@ def _measure(
         if age is not None and now_s - start_s >= WARM_UP_S:
             ages_s.append(age)
             infer_s.append(decision.prediction.times.infer_s)
-            shares[decision.camera] = shares.get(decision.camera, 0) + 1
+            shares[decision.camera] += 1
         if now_s - start_s >= WARM_UP_S + seconds:
             watcher.stop()
 
-    sources = with_unique_names([parse_source(url) for url in urls])
     watcher = Watcher(
         predictor,
         [Camera(open_source(source), view) for source in sources],
@@ -142,6 +143,9 @@ def _measure(
         on_decision=take,
     )
     watcher.run()
+    if not ages_s:
+        msg = f"{len(urls)} cameras: no picture was decided on in {seconds:g} s; take fewer, or more --seconds"
+        raise SourceError(msg)
     return CameraLatency(
         cameras=len(urls),
         batch_size=batch_size,
@@ -149,7 +153,7 @@ def _measure(
         scored_fps=len(ages_s) / seconds,
         frames=watcher.summary().frames,
         missed=None if deadline_s is None else sum(age > deadline_s for age in ages_s),
-        shares=tuple(shares[source.name] for source in sources),
+        shares=tuple(shares.values()),
         glass_to_decision=summarise(ages_s),
         infer=summarise(infer_s),
     )

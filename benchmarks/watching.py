@@ -67,9 +67,10 @@ def run(minutes: float, precision: Precision) -> dict[str, Any]:
     Returns:
         JSON values: ``single``, one camera of which five pictures a second are judged, with ``beyond_engine``, the time
         from capture to decision beyond conversion and engine, over that of these two; ``overload``, four cameras of 25,
-        with ``shares`` of each, ``unfairness``, the largest distance of a share from the mean over the mean, ages and
-        event latencies in milliseconds since the picture was made, and ``memory_slope_mb_per_h``; ``page``, the share
-        of its throughput that four cameras lose while one page is open, opened and closed in turn.
+        with ``shares`` of each, ``unfairness``, the largest distance of a share from the mean over the mean, ages in
+        milliseconds since the picture was made, those of events since the capture of the first bad picture that was
+        judged, and ``memory_slope_mb_per_h``; ``page``, the share of its throughput that four cameras lose while one
+        page is open, opened and closed in turn.
     """
     from meliad_edge.benchmarks.sample_model import sample_bundle, sample_model
 

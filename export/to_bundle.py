@@ -15,6 +15,7 @@ from meliad_edge import __version__
 from meliad_edge.bundle import GoldenFrame, Manifest, write_bundle
 from meliad_edge.data.dataset import Sample
 from meliad_edge.data.frames import load_frames
+from meliad_edge.data.input_size import in_words
 from meliad_edge.errors import ParityError
 from meliad_edge.export.engines import processor_engines
 from meliad_edge.export.graph import export_graph
@@ -78,8 +79,8 @@ def check_parity(run: Run, engines: Sequence[Engine], precision: Precision, repl
         ParityError: The graph takes frames of another size.
     """
     if engines[0].input_size_hw != run.network.input_hw:
-        (height, width), (ours, _) = engines[0].input_size_hw, run.network.input_hw
-        msg = f"the model takes {width} x {height} pixels, the run {ours} x {ours}; it was exported from another run"
+        taken, ours = in_words(engines[0].input_size_hw), in_words(run.network.input_hw)
+        msg = f"the model takes {taken} pixels, the run {ours}; it was exported from another run"
         raise ParityError(msg)
     limits = run.config.limits_of(precision)
     return [
@@ -153,8 +154,8 @@ def export_bundle(
         dataset=run.dataset[:200],
         licence=run.licence,
         notes=run.config.notes,
-        train_normals=len(run.split.train_normal),
-        shots=len(run.split.shots),
+        train_normals=run.learned_normals,
+        shots=run.learned_shots,
     )
     golden = _golden(replayed)
     written = write_bundle(out, manifest, exported.models, run.calibration, golden, run.exemplars, sign=sign)

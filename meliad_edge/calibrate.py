@@ -22,6 +22,7 @@ CONFIDENCE = 0.95
 HEADROOM = 0.02
 # Scores are log odds: a smaller distance, or a smaller share of a score, means nothing.
 SMALLEST_SPREAD = 0.1
+_FEWEST_SCORES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,22 @@ def calibrate(
         scores=tuple(float(s) for s in ordered),
         score_offset=score_offset,
     )
+
+
+def outlier(scores: Sequence[float] | NDArray[np.floating]) -> int | None:
+    """Index of a highest score that stands far above all others [ours]; its image may be a defect among the normals.
+
+    Far is three interquartile ranges above the second, as Tukey's outer fence is; fewer than 10 scores have none.
+
+    Args:
+        scores: As for :func:`calibrate`.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if len(values) < _FEWEST_SCORES:
+        return None
+    second, highest = np.sort(values)[-2:]
+    lower, upper = np.quantile(values, (0.25, 0.75))
+    return int(values.argmax()) if highest - second > 3.0 * (upper - lower) else None
 
 
 def move_threshold(calibration: Calibration, threshold: float) -> Calibration:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import cv2
 import numpy as np
@@ -29,7 +30,8 @@ class Evaluation:
         raw: Raw scores and maps, in the same order.
         is_anomaly: Ground truth, [n].
         masks: Ground-truth masks at model size where the data set has them, by index.
-        mask_errors: One message for each mask that does not fit its image; its image has no part in pixel metrics.
+        mask_errors: One message for each mask that does not fit its image, or shows no defect; its image has no part in
+            pixel metrics.
         image: Image metrics.
         pixel: Pixel metrics, None where the data set has no masks.
         false_alarms: Normal test images at or above the threshold.
@@ -77,7 +79,10 @@ def evaluate(run: Run, *, interpretability: bool = False) -> Evaluation:
     test = run.split.test
     anomalies = sum(sample.is_anomaly for sample in test)
     if anomalies == 0 or anomalies == len(test):
-        msg = f"the test set has {len(test) - anomalies} normal and {anomalies} anomalous images; it needs both"
+        msg = (
+            f"the test set has {len(test) - anomalies} normal and {anomalies} anomalous images; it needs both: "
+            "add some, or fit again with fewer --shots where all defects were learned from"
+        )
         raise DataError(msg)
     loaded = load_frames(test, run.network.input_hw, "reading test images")
     raw = infer_all(TorchEngine(run.network, run.config.feature_cache, use_kernel=True), loaded.frames, "scoring")
@@ -112,9 +117,43 @@ def _read_masks(
         except DataError as error:
             errors.append(str(error))
         else:
-            resized = cv2.resize(mask.astype(np.uint8), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
-            masks[index] = resized.astype(np.bool_)
+            if sample.is_anomaly and not mask.any():
+                errors.append(f"mask {sample.mask_path} of {sample.path} has no defective pixel; draw the defect")
+            else:
+                masks[index] = _at_model_size(mask, size_hw)
     return masks, tuple(errors)
+
+
+def _at_model_size(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """By nearest neighbours; a defect that falls between them keeps every pixel that it touches."""
+    nearest = cv2.resize(mask.astype(np.uint8), size_hw[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    if nearest.any() or not mask.any():
+        return np.asarray(nearest)
+    return np.asarray(cv2.resize(mask.astype(np.float32), size_hw[::-1], interpolation=cv2.INTER_AREA) > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _EnlargedMaps(Sequence[NDArray[np.float32]]):
+    """Maps at model size, each enlarged when it is read: all of them would fill the memory."""
+
+    maps: NDArray[np.float32]
+    indices: list[int]
+    size_hw: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.float32]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[NDArray[np.float32]]: ...
+
+    def __getitem__(self, index: int | slice) -> NDArray[np.float32] | Sequence[NDArray[np.float32]]:
+        if isinstance(index, slice):
+            return _EnlargedMaps(self.maps, self.indices[index], self.size_hw)
+        enlarged = cv2.resize(self.maps[self.indices[index]], self.size_hw[::-1], interpolation=cv2.INTER_LINEAR)
+        return np.asarray(enlarged, dtype=np.float32)
 
 
 def _pixel_metrics(
@@ -125,7 +164,4 @@ def _pixel_metrics(
 ) -> PixelMetrics:
     empty = np.zeros(size_hw, np.bool_)
     measured = [index for index in range(len(maps)) if index in masks or not is_anomaly[index]]
-    return pixel_metrics(
-        [cv2.resize(maps[index], size_hw[::-1], interpolation=cv2.INTER_LINEAR) for index in measured],
-        [masks.get(index, empty) for index in measured],
-    )
+    return pixel_metrics(_EnlargedMaps(maps, measured, size_hw), [masks.get(index, empty) for index in measured])

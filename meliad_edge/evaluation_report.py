@@ -37,12 +37,11 @@ def evaluation_report(run: Run, evaluation: Evaluation) -> ReportData:
         *_even_steps(by_score[np.isin(by_score, anomalous)][::-1], _GALLERY_PER_CLASS),
         *_even_steps(by_score[np.isin(by_score, normal)], _GALLERY_PER_CLASS),
     ]
-    shots = len(run.split.shots)
     measured = evaluation.interpretability
     return ReportData(
         title=f"{run.config.detector} on {run.dataset}",
         subtitle=(
-            f"{len(run.split.train_normal):,} normal images and {shots} labelled defects to learn from, "
+            f"{run.learned_normals:,} normal images and {run.learned_shots} labelled defects to learn from, "
             f"{len(normal):,} normal and {len(anomalous):,} defective images held out"
         ),
         image=evaluation.image,

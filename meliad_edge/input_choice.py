@@ -80,7 +80,8 @@ def choose_input_size(
     for size_hw in candidates:
         auroc = _left_out_auroc(config, drawn[:_NORMALS], split.shots, detector, features, size_hw)
         if auroc is None:
-            return InputSize(best, f"{shape}; too few images to compare it with {in_words(candidates[1])}")
+            lacking = "labelled defects" if len(split.shots) < FEWEST_SHOTS else "images that can be read"
+            return InputSize(best, f"{shape}; too few {lacking} to compare it with {in_words(candidates[1])}")
         aurocs[size_hw] = auroc
         if auroc > aurocs[best] + MARGIN:
             best = size_hw

@@ -32,7 +32,7 @@ from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import STRIDES, Backbone
 from meliad_edge.models.network import DetectorNetwork
 
-_RUN_VERSION = 2
+_RUN_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class Run:
         network: In evaluation mode.
         calibration: Threshold and the scores behind it.
         exemplars: The training patch behind each prototype.
+        learned_normals: Normal images that it was fitted on: those that could be read, and fit into memory.
+        learned_shots: Labelled defects that it was fitted on.
         facts: What fitting chose by itself; JSON values.
     """
 
@@ -57,6 +59,8 @@ class Run:
     network: DetectorNetwork
     calibration: Calibration
     exemplars: tuple[Exemplar, ...]
+    learned_normals: int
+    learned_shots: int
     facts: dict[str, Any]
 
 
@@ -81,6 +85,8 @@ def save_run(run: Run, folder: Path) -> None:
             "licence": run.licence,
             "input_hw": run.network.input_hw,
             "network": run.network.describe(),
+            "learned_normals": run.learned_normals,
+            "learned_shots": run.learned_shots,
             "facts": run.facts,
         },
     )
@@ -123,6 +129,8 @@ def load_run(folder: Path) -> Run:
             network=network.eval(),
             calibration=calibrate.from_fields(_read_json(folder / "calibration.json")),
             exemplars=_read_exemplars(folder),
+            learned_normals=int(fields["learned_normals"]),
+            learned_shots=int(fields["learned_shots"]),
             facts=dict(fields["facts"]),
         )
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

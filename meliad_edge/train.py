@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from meliad_edge.calibrate import calibrate
+from meliad_edge.calibrate import calibrate, outlier
 from meliad_edge.config import FitConfig
 from meliad_edge.data.dataset import FewShotSplit, Sample
+from meliad_edge.data.doubts import doubts_about
 from meliad_edge.data.frames import LoadedFrames, load_frames
 from meliad_edge.data.readers import open_dataset
 from meliad_edge.data.split import few_shot_split
@@ -54,6 +55,8 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
         f"{dataset.name}: {len(split.train_normal)} normal images, {len(split.shots)} labelled defects to learn from; "
         f"{len(split.calibration)} normals for the threshold; {len(split.test) - anomalies} + {anomalies} held out",
     )
+    for doubt in doubts_about(split):
+        report("warning", doubt)
     chosen = choose_input_size(config, split, detector, features)
     report("input", str(chosen))
     licence = dataset.licence if config.licence is None else config.licence
@@ -104,7 +107,13 @@ def fit_split(
         UsageError: Unknown detector.
     """
     detector = create_detector(config.detector, config.options)
-    normal = load_frames(_at_most(split.train_normal, config.seed, size_hw, always), size_hw, "reading normals")
+    normals = _at_most(split.train_normal, config.seed, size_hw, always)
+    if len(normals) < len(split.train_normal):
+        report(
+            "normals",
+            f"{len(normals):,} of {len(split.train_normal):,} are learned from, as many as memory is kept for",
+        )
+    normal = load_frames(normals, size_hw, "reading normals")
     shots = load_frames(split.shots, size_hw, "reading defects")
     held_out = load_frames(split.calibration, size_hw, "reading calibration")
     for loaded in (normal, shots, held_out):
@@ -112,14 +121,24 @@ def fit_split(
             report("skipped", error)
     fitted = detector.fit(TrainingImages(normal.frames, shots.frames), features, seed=config.seed)
     round_weights_to_half(fitted.network)
-    scores = infer_all(
-        TorchEngine(fitted.network, config.feature_cache, use_kernel=True), held_out.frames, "calibrating"
-    ).score
+    engine = TorchEngine(fitted.network, config.feature_cache, use_kernel=True)
+    scores = infer_all(engine, held_out.frames, "calibrating").score
     calibration = calibrate(
         scores,
         target_false_alarm_rate=config.false_alarm_rate,
         score_offset=fitted.network.score_offset,
     )
+    if (index := outlier(scores)) is not None:
+        report(
+            "warning",
+            f"{held_out.samples[index].path} scores {scores[index]:.2f}, far above all other normal images for the "
+            "threshold; look at it, and fit again without it if it shows a defect",
+        )
+    if len(shots.frames):
+        alarms = int(np.count_nonzero(infer_all(engine, shots.frames, "defects again").score >= calibration.threshold))
+        report(
+            "defects", f"{alarms} of {len(shots.frames)} reach the threshold; they were learned from, others score less"
+        )
     return Run(
         config=config,
         dataset=dataset,
@@ -128,6 +147,8 @@ def fit_split(
         network=fitted.network,
         calibration=calibration,
         exemplars=_exemplars(fitted, normal, shots),
+        learned_normals=len(normal.frames),
+        learned_shots=len(shots.frames),
         facts={
             **fitted.facts,
             "input_hw": list(size_hw),

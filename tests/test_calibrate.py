@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from meliad_edge.calibrate import calibrate, from_fields
+from meliad_edge.calibrate import calibrate, from_fields, outlier
 from meliad_edge.errors import UsageError
 
 SCORES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
@@ -27,6 +27,17 @@ def test_new_normals_alarm_no_more_often_than_asked(count: int, rate: float) -> 
         scores = random.exponential(size=count + 1) ** 2
         alarms += scores[-1] >= calibrate(scores[:-1], target_false_alarm_rate=rate).threshold
     assert alarms / draws <= rate + 4.0 * np.sqrt(rate * (1.0 - rate) / draws)
+
+
+@pytest.mark.parametrize("count", [10, 19, 99, 283])
+def test_a_defect_among_the_normals_stands_out_and_sound_scores_do_not(count: int) -> None:
+    random = np.random.default_rng(count)
+    samples = [random.normal(-2.0, 1.0, count) for _ in range(1000)]
+    assert sum(outlier(scores) is not None for scores in samples) <= 40
+    for scores in samples:
+        scores[count // 2] = 7.0
+    assert sum(outlier(scores) == count // 2 for scores in samples) >= 900
+    assert outlier([0.0] * 8 + [9.0]) is None
 
 
 @pytest.mark.parametrize("per_cent", range(1, 100))

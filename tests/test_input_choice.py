@@ -107,8 +107,8 @@ def test_smaller_input_where_it_shows_them_as_well(bright_specks: Path) -> None:
         ({"image_size": 96}, (96, 96), "96 x 96 pixels, as set"),
         ({"budget": 1.0}, (256, 256), "256 x 256 pixels, close to the images' aspect ratio"),
         ({"detector": "padim"}, (256, 256), "256 x 256 pixels, close to the images' aspect ratio"),
-        ({"shots": 0}, (256, 256), "; too few images to compare it with 352 x 352"),
-        ({"shots": FEWEST_SHOTS - 1}, (256, 256), "; too few images to compare it with 352 x 352"),
+        ({"shots": 0}, (256, 256), "; too few labelled defects to compare it with 352 x 352"),
+        ({"shots": FEWEST_SHOTS - 1}, (256, 256), "; too few labelled defects to compare it with 352 x 352"),
     ],
 )
 def test_nothing_to_compare(faint_specks: Path, settings: dict[str, Any], size_hw: tuple[int, int], says: str) -> None:
@@ -122,7 +122,7 @@ def test_images_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
     split = few_shot_split(open_dataset(str(data)), shots=SHOTS, seed=0)
     assert len(split.train_normal) == FEWEST_NORMALS
     split.train_normal[0].path.write_bytes(b"unreadable")
-    assert choose(data).reason.endswith("; too few images to compare it with 352 x 352")
+    assert choose(data).reason.endswith("; too few images that can be read to compare it with 352 x 352")
 
 
 def test_rectangular_input_reaches_every_verb(tmp_path: Path, invoke: Callable[..., Any]) -> None:

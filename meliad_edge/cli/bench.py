@@ -185,7 +185,7 @@ def compare(
                 for stage in result.stages
             ],
             caption=f"interval: bootstrap over blocks of frames; a stage of at least a twentieth of the total that is "
-            f"slower by more than {tolerance:.0%} fails",
+            f"slower by more than {tolerance:.0%} fails; infer and score are parts of engine and fail with it alone",
         )
     for difference in result.differences:
         say("warning", difference)

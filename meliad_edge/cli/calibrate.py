@@ -25,7 +25,7 @@ def command(
     fitted = load_run(run)
     calibration = calibrate(
         fitted.calibration.scores,
-        target_false_alarm_rate=false_alarm_rate or fitted.config.false_alarm_rate,
+        target_false_alarm_rate=fitted.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate,
         score_offset=fitted.calibration.score_offset,
     )
     save_calibration(calibration, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,10 @@ def describe_calibration(calibration: Calibration) -> str:
         f"upper bound {100.0 * calibration.upper_bound:.1f} in 100)"
     )
     if calibration.guaranteed_false_alarm_rate > calibration.target_false_alarm_rate:
+        needed = math.ceil(1.0 / calibration.target_false_alarm_rate - 1e-9) - 1
         sentence += (
             f"; so few images can only promise {100.0 * calibration.guaranteed_false_alarm_rate:.1f} in 100, "
-            f"add normals for the rate you asked for"
+            f"the rate you asked for needs {needed:,} of them"
         )
     return sentence
 

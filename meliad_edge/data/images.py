@@ -87,6 +87,18 @@ def read_image_size(path: Path) -> tuple[int, int]:
     return (header.width, header.height) if header.is_turned else (header.height, header.width)
 
 
+def highest_deep_sample(path: Path) -> int | None:
+    """The highest sample of a file with 16-bit ones, 0 to 65,535; None of a file with fewer bits.
+
+    Raises:
+        ImageError: As for :func:`read_image`.
+    """
+    data = _read_file(path)
+    if _checked_header(data, str(path)).sample_bits < 16:
+        return None
+    return int(_decode(data, str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).max())
+
+
 def read_mask(path: Path, shape_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Read a ground-truth mask.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from meliad_edge.data.dataset import GOOD, Dataset, Sample, Subset
-from meliad_edge.data.images import walk_images
+from meliad_edge.data.images import IMAGE_SUFFIXES, walk_images
 from meliad_edge.errors import DataError, MissingExtraError
 
 ELPV = "elpv"
@@ -89,7 +89,10 @@ def open_dataset(data: str) -> Dataset:
     else:
         raise DataError(f"data set {data} does not exist; give a folder, a CSV file or the name {ELPV}")
     if not any(not sample.is_anomaly and sample.subset != "test" for sample in dataset.samples):
-        raise DataError(f"no normal images to train on in {data} ({len(dataset.samples)} images in all); {_LAYOUTS}")
+        raise DataError(
+            f"no normal images to train on in {data} ({len(dataset.samples)} images in all, of the kinds "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}); {_LAYOUTS}"
+        )
     return dataset
 
 

@@ -83,9 +83,11 @@ def few_shot_split(
         pool = _of_class(pool, shot_class, dataset.name)
     if shots > len(pool):
         of_class = f" of class {shot_class}" if shot_class is not None else ""
+        # Without anomalies of the training set's own the test gets what is left.
+        possible = len(pool) if pool[:1] and pool[0].subset == "train" else len(pool) // 2
         raise DataError(
             f"{shots} shots were asked for, but {dataset.name} has {len(pool)} anomalies{of_class} to draw them from; "
-            f"use --shots {len(pool)} or label more"
+            f"use --shots {possible}{'' if possible == len(pool) else ', which keeps some for the test,'} or label more"
         )
     # Results for 1 and for 10 shots are comparable only on one test set; a small set cannot afford that.
     reserves = not has_own_split and len(pool) >= 2 * RESERVED_SHOTS

@@ -237,7 +237,9 @@ class Meliad(Detector):
             direction *= (
                 self.direction_weight * _trust(len(images.shots), known_at=1) * _ratio(distances, reference @ direction)
             )
-        direction[_DEVIATION] = self.place_weight * _ratio(distances, reference[..., _DEVIATION])
+        # Where the reference is what the places were fitted on, as with one image, its deviations are rounding.
+        deviations = reference[..., _DEVIATION]
+        direction[_DEVIATION] = self.place_weight * _ratio(distances, deviations, 1e-3 * DEVIATION_SCALE)
         evidence = distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
 
         top_cells = max(1, round(TOP_SHARE * distances[0].size))
@@ -319,9 +321,10 @@ def _add_places(
     cells.embeddings[..., _DEVIATION] = DEVIATION_SCALE * places(of_places)
 
 
-def _ratio(distances: NDArray[np.float32], term: NDArray[np.float32]) -> float:
-    """What gives a term of the evidence the spread of the distances."""
-    return float(distances.std()) / max(float(term.std()), 1e-12)
+def _ratio(distances: NDArray[np.float32], term: NDArray[np.float32], least: float = 1e-12) -> float:
+    """What gives a term of the evidence the spread of the distances; none where it has less than ``least`` itself."""
+    spread = float(term.std())
+    return float(distances.std()) / spread if spread > least else 0.0
 
 
 def _trust(shots: int, known_at: int) -> float:

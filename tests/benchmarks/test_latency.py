@@ -80,6 +80,25 @@ def test_a_stage_too_short_to_matter_does_not_fail() -> None:
     assert result.passed
 
 
+def with_engine(total_ms: list[float], score_share: float) -> dict[str, Any]:
+    """A report whose engine takes nine tenths of the total, divided by a profile."""
+    made = report(total_ms)
+    for stage, share in (("infer", 1.0 - score_share), ("score", score_share)):
+        blocks = [0.9 * share * value for value in made["block_p50_s"]["total"]]
+        made["block_p50_s"][stage] = blocks
+        made["stages"][stage] = {"p50_s": float(np.median(blocks))}
+    return made
+
+
+def test_another_division_of_the_same_time_of_the_engine_is_no_regression() -> None:
+    before, after = with_engine(noisy(10.0, 1), 0.100), with_engine(noisy(10.0, 2), 0.115)
+    assert compared(before, after)["score"] == "slower"
+    assert compared(before, after)["engine"] == "no difference seen"
+    require_no_regression(compare_reports(LatencyRecord(**before), LatencyRecord(**after), 0.05))
+    slower = compare_reports(LatencyRecord(**before), LatencyRecord(**with_engine(noisy(12.0, 2), 0.100)), 0.05)
+    assert {stage.stage for stage in slower.regressions} == {"engine", "total"}
+
+
 def test_what_else_differs_is_said() -> None:
     after = report(noisy(10.0, 2), precision="int8", is_stable=False, environment={"cpu": "another", "cores": 2})
     differences = compare_reports(LatencyRecord(**report(noisy(10.0, 1))), LatencyRecord(**after), 0.05).differences

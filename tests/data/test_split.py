@@ -213,7 +213,9 @@ def test_calibration_fraction(fraction: float, expected: int) -> None:
 
 
 def test_too_few_anomalies(refuses: Any) -> None:
-    with refuses(DataError, "22 shots were asked for, but mvtec has 21 anomalies to draw them from; use --shots 21"):
+    with refuses(
+        DataError, "22 shots were asked for, but mvtec has 21 anomalies to draw them from; use --shots 10, which keeps"
+    ):
         few_shot_split(MVTEC, shots=22, seed=0)
     with refuses(DataError, "11 shots were asked for, but labelled has 10 anomalies"):
         few_shot_split(LABELLED, shots=11, seed=0)

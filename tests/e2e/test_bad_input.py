@@ -128,7 +128,7 @@ def test_fewer_anomalies_than_shots(invoke: Any, texture_set: Path, tmp_path: Pa
     assert outcome.code == DATA
     assert "17 shots were asked for" in outcome.error_line
     assert "16 anomalies" in outcome.error_line
-    assert "--shots 16" in outcome.error_line
+    assert "--shots 8, which keeps some for the test" in outcome.error_line
 
 
 def test_bad_training_pictures_are_skipped_and_named(invoke: Any, own_set: Path, tmp_path: Path) -> None:
@@ -156,6 +156,58 @@ def test_all_normal_test_pictures_bad(invoke: Any, own_set: Path, own_run: Path)
     outcome = invoke("evaluate", own_run, "--json")
     assert outcome.code == DATA
     assert outcome.error_line
+
+
+def test_a_defect_among_the_normal_pictures_for_the_threshold_is_named(
+    invoke: Any, own_set: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    for path in sorted((own_set / "train" / "good").iterdir()):
+        image = cv2.imread(str(path)).astype(np.int16)
+        noisy = np.clip(image + rng.integers(-8, 9, image.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(path.with_stem(f"{path.stem}-again")), noisy)
+    arguments = ("fit", own_set, "--shots", 2, "--image-size", 64, "--out", tmp_path / "run")
+    outcome = invoke(*arguments)
+    assert "warning" not in outcome.err
+    assert "2 of 2 reach the threshold" in outcome.err
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    wrong = Path(split["root"], split["calibration"][2]["path"])
+    cv2.imwrite(str(wrong), rng.integers(0, 256, (128, 128, 3)).astype(np.uint8))
+    outcome = invoke(*arguments)
+    (warning,) = (line for line in outcome.err.splitlines() if line.startswith("warning"))
+    assert f"{wrong} scores" in warning
+    assert "far above all other normal images" in warning
+
+
+def test_without_defects_the_fit_says_that_nothing_can_be_tested(invoke: Any, own_set: Path, tmp_path: Path) -> None:
+    for defect in ("stain", "scratch"):
+        shutil.rmtree(own_set / "test" / defect, ignore_errors=True)
+    outcome = invoke("fit", own_set, "--shots", 0, "--image-size", 64, "--out", tmp_path / "run")
+    assert outcome.code == 0
+    assert "no defect is left for the test" in outcome.err
+    outcome = invoke("evaluate", tmp_path / "run")
+    assert outcome.code == DATA
+    assert "it needs both: add some, or fit again with fewer --shots" in outcome.error_line
+
+
+def test_a_mask_that_shows_no_defect_is_no_mask(invoke: Any, own_set: Path, own_run: Path) -> None:
+    masks = sorted((own_set / "ground_truth" / "stain").iterdir())
+    cv2.imwrite(str(masks[-1]), np.zeros((128, 128), np.uint8))
+    outcome = invoke("evaluate", own_run, "--json")
+    assert outcome.json["unusable_masks"] == 1
+    assert f"mask {masks[-1]}" in outcome.err
+    assert "has no defective pixel; draw the defect" in outcome.err
+
+
+def test_a_defect_between_the_pixels_of_the_model_keeps_its_mask(invoke: Any, own_set: Path, own_run: Path) -> None:
+    assert json.loads((own_run / "run.json").read_text())["input_hw"] == [64, 64]
+    masks = sorted((own_set / "ground_truth" / "stain").iterdir())
+    speck = np.zeros((128, 128), np.uint8)
+    speck[33, 41] = 255  # Every second row and column is looked at.
+    for mask in masks:
+        cv2.imwrite(str(mask), speck)
+    before = invoke("evaluate", own_run, "--json").json
+    assert (before["unusable_masks"], before["test_masks"]) == (0, before["test_anomalies"])
 
 
 def test_a_mask_of_another_size(invoke: Any, own_set: Path, own_run: Path) -> None:
@@ -206,8 +258,9 @@ def test_an_unknown_key_of_the_project_file(invoke: Any, tmp_path: Path) -> None
     assert "unknown key 'shoots'" in outcome.error_line
 
 
-def test_a_false_alarm_rate_outside_its_range(invoke: Any, run_folder: Path) -> None:
-    outcome = invoke("calibrate", run_folder, "--false-alarm-rate", 1.5)
+@pytest.mark.parametrize("rate", [1.5, 0])
+def test_a_false_alarm_rate_outside_its_range(invoke: Any, run_folder: Path, rate: float) -> None:
+    outcome = invoke("calibrate", run_folder, "--false-alarm-rate", rate)
     assert outcome.code == 2
     assert "between 0 and 1" in outcome.error_line
 

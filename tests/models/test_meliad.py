@@ -90,6 +90,19 @@ def test_the_place_moves_evidence_and_no_distance(backbone: Backbone) -> None:
     assert embedded[:, -8].square().mean() < 1e-3 * embedded[:, :-8].square().sum(1).mean()
 
 
+@pytest.mark.parametrize("frames", [_plain(1, 1), np.repeat(_plain(1, 1), 6, axis=0)])
+def test_of_one_normal_image_the_place_says_nothing_and_defects_still_count(
+    backbone: Backbone, frames: NDArray[np.uint8]
+) -> None:
+    fitted = create_detector("meliad").fit(TrainingImages(frames, _marked(4, 2)), FeatureExtractor(backbone), seed=0)
+    network: Any = fitted.network
+    assert network.direction[-8] == 0
+    with torch.inference_mode():
+        normal, *_ = network(torch.from_numpy(_plain(6, 3)))
+        defective, *_ = network(torch.from_numpy(_marked(6, 4)))
+    assert defective.min() > normal.max()
+
+
 def test_what_is_saved_builds_the_same_network(backbone: Backbone) -> None:
     network = _fit(backbone, 4).network
     rebuilt = (
