@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -21,11 +22,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from meliad_edge import strict_json
 from meliad_edge.errors import DataError, UsageError
+
+_logger = logging.getLogger(__name__)
 
 DATABASE = "events.sqlite"
 LOCK = "watch.lock"
@@ -33,6 +37,8 @@ SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 10.0
 # The beginning of 2020. A device without a clock of its own starts in 1970: the age of such events is not known.
 _CLOCK_WAS_SET_S = 1_577_836_800.0
+# Beyond it judged events leave before others do, else no new event would be there long enough to be looked at.
+_JUDGED_SHARE = 0.75
 _PARTIAL = ".partial"
 # What ``events.new_event_id`` gives: nothing else in the folder is ever removed.
 _EVENT_ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{6}")
@@ -63,7 +69,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much is kept; judged events leave last, because the next fit needs them.
+    """How much is kept; judged events leave last, because the next fit needs them, up to three quarters of the space.
 
     Attributes:
         max_bytes: Of all pictures together.
@@ -180,14 +186,22 @@ class EventStore:
         self.wake()
 
     def add_files(self, event_id: str, files: Mapping[str, bytes]) -> None:
-        """Put pictures into the folder of an event, each complete or not at all.
+        """Put pictures into the folder of an event, each complete or not at all; none if the event was pruned.
 
         Raises:
             OSError, sqlite3.Error: They could not be written.
         """
         self._write_files(event_id, files)
         with self._transaction() as database:
+            # One without changes has yet to be written: its sink waits for a disk that was full.
+            (is_pruned,) = database.execute(
+                "SELECT EXISTS (SELECT 1 FROM changes WHERE event = ?1) "
+                "AND NOT EXISTS (SELECT 1 FROM events WHERE id = ?1)",
+                (event_id,),
+            ).fetchone()
             self._measure(database, event_id)
+        if is_pruned:
+            shutil.rmtree(self.event_folder(event_id), ignore_errors=True)
 
     def event_folder(self, event_id: str) -> Path:
         """Where the pictures of an event are.
@@ -386,19 +400,17 @@ class EventStore:
                 "SELECT id FROM events WHERE verdict IS NULL AND state = 'end' AND started BETWEEN ? AND ?",
                 (_CLOCK_WAS_SET_S, self._clock() - limits.max_age_s),
             ).fetchall()
-            removed = [event_id for (event_id,) in old]
             database.executemany("DELETE FROM events WHERE id = ?", old)
-            (kept,) = database.execute("SELECT COALESCE(SUM(bytes), 0) FROM events").fetchone()
-            # Judged events last.
-            for event_id, size in database.execute(
-                "SELECT id, bytes FROM events WHERE state = 'end' ORDER BY verdict IS NOT NULL, started"
-            ).fetchall():
-                if kept <= limits.max_bytes:
-                    break
-                database.execute("DELETE FROM events WHERE id = ?", (event_id,))
-                removed.append(event_id)
-                kept -= size
+            surplus = _beyond_size(database, limits.max_bytes)
+            database.executemany("DELETE FROM events WHERE id = ?", [(event_id,) for event_id, _ in surplus])
             _prune_changes(database, limits.max_changes)
+        if judged := sum(is_judged for _, is_judged in surplus):
+            _logger.warning(
+                "%s: %d of the oldest judged events removed, they left no room for new ones; allow more with --keep-gb",
+                self.folder,
+                judged,
+            )
+        removed = [event_id for event_id, *_ in (*old, *surplus)]
         for event_id in removed:
             shutil.rmtree(self.folder / event_id, ignore_errors=True)
         return len(removed)
@@ -528,6 +540,29 @@ def _create_or_check(database: sqlite3.Connection, folder: Path) -> None:
     elif version != SCHEMA_VERSION:
         msg = f"{folder}: holds events of version {version}, this version reads {SCHEMA_VERSION}; give another folder"
         raise UsageError(msg)
+
+
+def _beyond_size(database: sqlite3.Connection, most_bytes: int) -> list[tuple[str, bool]]:
+    """Ended events that have to go until the rest fits, and whether they were judged."""
+    (kept,) = database.execute("SELECT COALESCE(SUM(bytes), 0) FROM events").fetchone()
+    if kept <= most_bytes:
+        return []
+    # As they ended, not as a clock said: that of a device without one starts in 1970 again and again.
+    oldest_first = database.execute(
+        "SELECT id, bytes, verdict IS NOT NULL FROM events WHERE state = 'end' "
+        "ORDER BY (SELECT MAX(sequence) FROM changes WHERE event = id), events.rowid"
+    ).fetchall()
+    unjudged = [event for event in oldest_first if not event[2]]
+    judged = [event for event in oldest_first if event[2]]
+    newest_take = accumulate(size for _, size, _ in reversed(judged))
+    beyond_share = len(judged) - sum(size <= _JUDGED_SHARE * most_bytes for size in newest_take)
+    surplus = []
+    for event_id, size, is_judged in (*judged[:beyond_share], *unjudged, *judged[beyond_share:]):
+        if kept <= most_bytes:
+            break
+        surplus.append((event_id, bool(is_judged)))
+        kept -= size
+    return surplus
 
 
 def _prune_changes(database: sqlite3.Connection, most: int) -> None:

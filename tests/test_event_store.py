@@ -224,6 +224,52 @@ def test_size_removes_the_oldest_and_judged_events_last(open_store: OpenStore) -
     assert folders(store) == {event_id(1)}
 
 
+def test_judged_events_leave_room_for_new_ones(open_store: OpenStore, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(retention=Retention(max_bytes=1000))
+    for number in range(1, 11):
+        store.write(make_record(number, "end"), {"picture.jpg": bytes(100)})
+        store.judge(event_id(number), Verdict.CONFIRMED)
+    assert store.prune() == 0
+    assert caplog.text == ""
+    for number in range(11, 14):
+        store.write(make_record(number, "end"), {"picture.jpg": bytes(100)})
+        assert store.prune() == 1
+        assert ids(store, limit=1) == [number]
+    assert ids(store) == list(range(13, 3, -1))
+    assert "1 of the oldest judged events removed" in caplog.text
+    caplog.clear()
+    for number in range(14, 24):
+        store.write(make_record(number, "end"), {"picture.jpg": bytes(100)})
+        store.prune()
+    # However many nobody looks at, they do not push out what was judged.
+    assert ids(store) == [23, 22, 21, *range(10, 3, -1)]
+    assert caplog.text == ""
+
+
+def test_what_has_just_ended_is_not_the_first_to_go_whatever_the_clock_said(open_store: OpenStore) -> None:
+    store = open_store(retention=Retention(max_bytes=250))
+    store.write(make_record(1), {"picture.jpg": bytes(100)})  # Began first and lasts.
+    store.write(make_record(2, "end"), {"picture.jpg": bytes(100)})
+    store.write(make_record(1, "end"), {})
+    store.write(make_record(3, "end", started_s=60.0, last_seen_s=61.0), {"picture.jpg": bytes(100)})  # In 1970.
+    assert store.prune() == 1
+    assert ids(store) == [1, 3]
+
+
+def test_pictures_that_come_after_the_event_was_pruned_are_not_kept(open_store: OpenStore) -> None:
+    store = open_store(retention=Retention(max_bytes=50))
+    store.write(make_record(1, "end"), {"picture.jpg": bytes(100)})
+    assert store.prune() == 1
+    store.add_files(event_id(1), {"clip.jpg": bytes(10)})
+    assert folders(store) == set()
+
+
+def test_pictures_that_come_before_the_event_is_written_are_kept(store: EventStore) -> None:
+    store.add_files(event_id(1), {"clip.jpg": b"clip"})
+    store.write(make_record(1), {"picture.jpg": b"x"})
+    assert {path.name for path in store.event_folder(event_id(1)).iterdir()} == {"clip.jpg", "picture.jpg"}
+
+
 def test_replaced_pictures_count_once(open_store: OpenStore) -> None:
     store = open_store(retention=Retention(max_bytes=150))
     for state in ("new", "update", "end"):
