@@ -37,6 +37,10 @@ SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 10.0
 # The beginning of 2020. A device without a clock of its own starts in 1970: the age of such events is not known.
 _CLOCK_WAS_SET_S = 1_577_836_800.0
+# A clock that jumps, or that has just started, may be wrong by years; one that has not for so long is believed.
+_CLOCK_TRIAL_S = 3600.0
+# Nobody keeps events to the minute.
+_CLOCK_JUMP_S = 600.0
 # Beyond it judged events leave before others do, else no new event would be there long enough to be looked at.
 _JUDGED_SHARE = 0.75
 _PARTIAL = ".partial"
@@ -136,17 +140,26 @@ class EventStore:
         folder: Created when missing.
         retention: How much :meth:`prune` leaves.
         clock: Seconds since 1970.
+        monotonic_clock: Seconds that nobody sets.
 
     Raises:
         UsageError: The folder cannot be created or written, or holds a store of a later version.
     """
 
     def __init__(
-        self, folder: Path, *, retention: Retention | None = None, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        *,
+        retention: Retention | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic_clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = folder
         self._retention = retention or Retention()
         self._clock = clock
+        self._monotonic_clock = monotonic_clock
+        self._clock_set_s = monotonic_clock()  # As far as it is known; an unset clock may be corrected at any time.
+        self._clock_offset_s = clock() - self._clock_set_s
         self._connections = threading.local()
         self._has_changed = threading.Condition()
         self._revision = 0
@@ -393,13 +406,18 @@ class EventStore:
             self._has_changed.notify_all()
 
     def prune(self) -> int:
-        """Remove what is beyond the retention; returns how many events went."""
+        """Remove what is beyond the retention; returns how many events went.
+
+        Age removes nothing while the clock may be wrong: in the first hour, and in the hour after it was set.
+        """
         limits = self._retention
         with self._transaction() as database:
-            old = database.execute(
-                "SELECT id FROM events WHERE verdict IS NULL AND state = 'end' AND started BETWEEN ? AND ?",
-                (_CLOCK_WAS_SET_S, self._clock() - limits.max_age_s),
-            ).fetchall()
+            old = []
+            if self._is_clock_steady():
+                old = database.execute(
+                    "SELECT id FROM events WHERE verdict IS NULL AND state = 'end' AND last_seen BETWEEN ? AND ?",
+                    (_CLOCK_WAS_SET_S, self._clock() - limits.max_age_s),
+                ).fetchall()
             database.executemany("DELETE FROM events WHERE id = ?", old)
             surplus = _beyond_size(database, limits.max_bytes)
             database.executemany("DELETE FROM events WHERE id = ?", [(event_id,) for event_id, _ in surplus])
@@ -421,6 +439,14 @@ class EventStore:
         if database is not None:
             database.close()
             del self._connections.database
+
+    def _is_clock_steady(self) -> bool:
+        """Whether the clock has gone on without a jump for long enough to be believed."""
+        monotonic_s = self._monotonic_clock()
+        offset_s = self._clock() - monotonic_s
+        if abs(offset_s - self._clock_offset_s) > _CLOCK_JUMP_S:
+            self._clock_offset_s, self._clock_set_s = offset_s, monotonic_s
+        return monotonic_s - self._clock_set_s >= _CLOCK_TRIAL_S
 
     def _write_files(self, event_id: str, files: Mapping[str, bytes]) -> None:
         if not files:

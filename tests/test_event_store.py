@@ -22,7 +22,7 @@ from meliad_edge.errors import DataError, UsageError
 from meliad_edge.event_store import DATABASE, EventStore, Retention, Verdict
 
 NOW_S = 1_790_000_000.0
-DAY_S = 86_400.0
+HOUR_S, DAY_S = 3600.0, 86_400.0
 LAMP = "https://lamp.example"
 BELL = "mqtt://bell.example"
 
@@ -158,11 +158,12 @@ def test_events_can_be_filtered(store: EventStore) -> None:
 
 
 def test_a_verdict_can_be_changed_and_taken_back(open_store: OpenStore) -> None:
-    times = iter([NOW_S + 10.0, NOW_S + 20.0])
-    store = open_store(clock=lambda: next(times))
+    now_s = NOW_S + 10.0
+    store = open_store(clock=lambda: now_s)
     store.write(make_record(1), {})
     judged = store.judge(event_id(1), Verdict.CONFIRMED)
     assert (judged.verdict, judged.judged_s) == (Verdict.CONFIRMED, NOW_S + 10.0)
+    now_s = NOW_S + 20.0
     judged = store.judge(event_id(1), Verdict.REJECTED)
     assert (judged.verdict, judged.judged_s) == (Verdict.REJECTED, NOW_S + 20.0)
     judged = store.judge(event_id(1), None)
@@ -189,21 +190,68 @@ def test_what_is_no_event_is_refused(store: EventStore) -> None:
     assert folders(store) == set()
 
 
+class Clocks:
+    """The clock of a device, which may be set, and the one that just goes on."""
+
+    def __init__(self, wall_s: float = NOW_S) -> None:
+        self.wall_s, self.monotonic_s = wall_s, 5.0
+
+    def go_on(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.monotonic_s += seconds
+
+    @property
+    def options(self) -> dict[str, Callable[[], float]]:
+        return {"clock": lambda: self.wall_s, "monotonic_clock": lambda: self.monotonic_s}
+
+
 def test_age_removes_what_nobody_judged(open_store: OpenStore) -> None:
-    now_s = NOW_S
-    store = open_store(retention=Retention(max_age_s=DAY_S), clock=lambda: now_s)
+    clocks = Clocks()
+    store = open_store(retention=Retention(max_age_s=DAY_S), **clocks.options)
     for number in (1, 2, 3):
         store.write(make_record(number, "end"), {"picture.jpg": b"x"})
     store.write(make_record(4), {"picture.jpg": b"x"})  # Still open.
+    store.write(make_record(5, "end", last_seen_s=NOW_S + 9 * DAY_S), {})  # Lasted long.
     store.judge(event_id(2), Verdict.CONFIRMED)
     assert store.prune() == 0
-    now_s = NOW_S + DAY_S + 2.5  # Beyond the age of 1 and 2, not of 3.
+    clocks.go_on(DAY_S + 3.5)  # Beyond the age of 1 and 2, not of 3.
     assert store.prune() == 1
-    assert ids(store) == [4, 3, 2]
+    assert ids(store) == [5, 4, 3, 2]
     assert folders(store) == {event_id(number) for number in (2, 3, 4)}
-    now_s = NOW_S + 10 * DAY_S
+    clocks.go_on(8 * DAY_S)
+    assert store.prune() == 1
+    assert ids(store) == [5, 4, 2]
+    clocks.go_on(2 * DAY_S)
     assert store.prune() == 1
     assert ids(store) == [4, 2]
+
+
+def test_a_clock_that_jumps_ahead_removes_nothing(open_store: OpenStore) -> None:
+    clocks = Clocks()
+    store = open_store(retention=Retention(max_age_s=DAY_S), **clocks.options)
+    store.write(make_record(1, "end"), {"picture.jpg": b"x"})
+    clocks.go_on(HOUR_S)
+    for jump_s in (400 * DAY_S, -400 * DAY_S):
+        clocks.wall_s += jump_s
+        for _ in range(3):
+            assert store.prune() == 0
+            clocks.go_on(60.0)
+    clocks.go_on(DAY_S)
+    assert store.prune() == 1
+
+
+def test_a_clock_that_is_wrong_at_the_start_removes_nothing_until_it_is_set(open_store: OpenStore) -> None:
+    for start_s in (NOW_S + 400 * DAY_S, 0.0):  # As without a battery: somewhere, or 1970.
+        clocks = Clocks(start_s)
+        store = open_store(retention=Retention(max_age_s=DAY_S), **clocks.options)
+        store.write(make_record(1, "end"), {})
+        clocks.go_on(60.0)
+        assert store.prune() == 0
+        clocks.wall_s = NOW_S + 2 * DAY_S
+        for _ in range(60):
+            assert store.prune() == 0
+            clocks.go_on(60.0)
+        assert store.prune() == 1
 
 
 def test_size_removes_the_oldest_and_judged_events_last(open_store: OpenStore) -> None:
