@@ -78,7 +78,8 @@ class Retention:
     Attributes:
         max_bytes: Of all pictures together.
         max_age_s: Of events that nobody judged.
-        max_changes: State changes kept for destinations that cannot be reached; a day of one change a second.
+        max_changes: State changes kept for destinations that cannot be reached; a day of one change a second. The
+            latest change of every event that is kept comes on top.
     """
 
     max_bytes: int = 10 * 2**30
@@ -361,7 +362,6 @@ class EventStore:
     def set_delivered(self, destination: str, sequence: int) -> None:
         """A destination has taken, or refused for good, everything up to a change."""
         with self._transaction() as database:
-            # Never back: what was pruned meanwhile has been counted as lost.
             database.execute(
                 "UPDATE deliveries SET sequence = MAX(sequence, ?) WHERE destination = ?", (sequence, destination)
             )
@@ -592,13 +592,19 @@ def _beyond_size(database: sqlite3.Connection, most_bytes: int) -> list[tuple[st
 
 
 def _prune_changes(database: sqlite3.Connection, most: int) -> None:
+    """Remove the oldest changes, but of an event that is kept the latest stays: whoever knows of it learns its end."""
     (newest,) = database.execute("SELECT COALESCE(MAX(sequence), 0) FROM changes").fetchone()
-    oldest = newest - most
-    database.execute(
-        "UPDATE deliveries SET lost = lost + :oldest - sequence, sequence = :oldest WHERE sequence < :oldest",
-        {"oldest": oldest},
+    oldest = {"oldest": newest - most}
+    is_surplus = (
+        "sequence <= :oldest AND (NOT EXISTS (SELECT 1 FROM events WHERE id = changes.event) OR EXISTS "
+        "(SELECT 1 FROM changes AS later WHERE later.event = changes.event AND later.sequence > changes.sequence))"
     )
-    database.execute("DELETE FROM changes WHERE sequence <= ?", (oldest,))
+    database.execute(
+        "UPDATE deliveries SET lost = lost + "
+        f"(SELECT COUNT(*) FROM changes WHERE sequence > deliveries.sequence AND {is_surplus})",
+        oldest,
+    )
+    database.execute(f"DELETE FROM changes WHERE {is_surplus}", oldest)
 
 
 def _finite(score: Any) -> float | None:

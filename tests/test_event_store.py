@@ -394,21 +394,39 @@ def test_what_was_delivered_stays_delivered(store: EventStore, open_store: OpenS
 def test_what_is_pruned_before_it_was_delivered_is_lost_and_counted(open_store: OpenStore) -> None:
     store = open_store(retention=Retention(max_changes=4))
     store.undelivered(LAMP)
-    for number in range(1, 4):
-        store.write(make_record(number), {})
+    store.write(make_record(1), {})
     late = store.undelivered(LAMP)[0]
-    for number in range(4, 11):
-        store.write(make_record(number), {})
+    for score in range(9):
+        store.write(make_record(1, "update", score=float(score)), {})
     store.undelivered(BELL)
     assert store.lost(LAMP) == 0
     store.prune()
     assert store.lost(LAMP) == 6
     store.set_delivered(LAMP, late.sequence)  # It was on its way; that does not bring back the others.
-    assert [change.event for change in store.undelivered(LAMP)] == [event_id(number) for number in range(7, 11)]
+    assert [change.record["score"] for change in store.undelivered(LAMP)] == [5.0, 6.0, 7.0, 8.0]
     assert store.pending(LAMP) == 4
     store.prune()
     assert (store.lost(LAMP), store.lost(BELL), store.lost("nobody")) == (6, 0, 0)
-    assert len(ids(store)) == 10  # The events themselves stay.
+
+
+def test_the_end_of_an_event_that_is_kept_is_not_lost(open_store: OpenStore) -> None:
+    store = open_store(retention=Retention(max_changes=4, max_bytes=900))
+    store.undelivered(LAMP)
+    for number, size in ((1, 100), (2, 800)):
+        for state in ("new", "update", "end"):
+            store.write(make_record(number, state), {"picture.jpg": bytes(size)})
+    for number in range(3, 13):
+        store.write(make_record(number), {})
+    store.prune()
+    changes = [(change.event, change.record["state"]) for change in store.undelivered(LAMP)]
+    assert changes[:2] == [(event_id(1), "end"), (event_id(2), "end")]
+    assert changes[2:] == [(event_id(number), "new") for number in range(3, 13)]
+    assert store.lost(LAMP) == 4
+    store.write(make_record(13, "end"), {"picture.jpg": bytes(700)})
+    assert store.prune() == 2
+    # What is gone leaves nothing behind.
+    assert [change.event for change in store.undelivered(LAMP)] == [event_id(number) for number in range(3, 14)]
+    assert store.lost(LAMP) == 6
 
 
 def test_sequence_numbers_are_not_used_again_after_pruning(open_store: OpenStore) -> None:
