@@ -23,7 +23,7 @@ from meliad_edge.sinks.clips import Clip, ClipRecorder, ClipSink
 from meliad_edge.sinks.delivery import Delivery, DeliveryStatus, Destination
 from meliad_edge.sinks.destinations import MqttAddress, WebhookAddress, open_destination
 from meliad_edge.sinks.folder import FolderSink
-from meliad_edge.sinks.sink import QueuedSink, Sink
+from meliad_edge.sinks.sink import EventQueue, QueuedSink, Sink
 from meliad_edge.stream.credentials import Credentials, find_credentials, with_credentials
 from meliad_edge.stream.sources import open_source
 from meliad_edge.stream.uri import SourceUri, parse_source, redact, with_unique_names
@@ -113,7 +113,7 @@ class Watch:
         self._open = ExitStack()
         path = predictor.bundle.path
         self._model_file = _ModelFile(path, lambda notice: on_notice(path.name, notice))
-        self.sinks: list[QueuedSink[Event]] = []
+        self.sinks: list[EventQueue] = []
         self.deliveries: list[Delivery] = []
         self.delivery_statuses: list[DeliveryStatus] = []  # As they stood when all was closed.
         self._clips: ClipRecorder | None = None
@@ -203,7 +203,7 @@ class Watch:
 
     def _add_sink(self, sink: Sink[Event]) -> None:
         # Files wait for a slow disk; cameras do not.
-        queued = QueuedSink(sink, lossless=not any(camera.reader.source.is_live for camera in self._cameras))
+        queued = EventQueue(sink, lossless=not any(camera.reader.source.is_live for camera in self._cameras))
         self._open.callback(queued.close)
         self.sinks.append(queued)
 

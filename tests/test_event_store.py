@@ -22,7 +22,7 @@ from meliad_edge.errors import DataError, UsageError
 from meliad_edge.event_store import DATABASE, EventStore, Retention, Verdict
 
 NOW_S = 1_790_000_000.0
-DAY_S = 86_400.0
+HOUR_S, DAY_S = 3600.0, 86_400.0
 LAMP = "https://lamp.example"
 BELL = "mqtt://bell.example"
 
@@ -158,11 +158,12 @@ def test_events_can_be_filtered(store: EventStore) -> None:
 
 
 def test_a_verdict_can_be_changed_and_taken_back(open_store: OpenStore) -> None:
-    times = iter([NOW_S + 10.0, NOW_S + 20.0])
-    store = open_store(clock=lambda: next(times))
+    now_s = NOW_S + 10.0
+    store = open_store(clock=lambda: now_s)
     store.write(make_record(1), {})
     judged = store.judge(event_id(1), Verdict.CONFIRMED)
     assert (judged.verdict, judged.judged_s) == (Verdict.CONFIRMED, NOW_S + 10.0)
+    now_s = NOW_S + 20.0
     judged = store.judge(event_id(1), Verdict.REJECTED)
     assert (judged.verdict, judged.judged_s) == (Verdict.REJECTED, NOW_S + 20.0)
     judged = store.judge(event_id(1), None)
@@ -189,21 +190,68 @@ def test_what_is_no_event_is_refused(store: EventStore) -> None:
     assert folders(store) == set()
 
 
+class Clocks:
+    """The clock of a device, which may be set, and the one that just goes on."""
+
+    def __init__(self, wall_s: float = NOW_S) -> None:
+        self.wall_s, self.monotonic_s = wall_s, 5.0
+
+    def go_on(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.monotonic_s += seconds
+
+    @property
+    def options(self) -> dict[str, Callable[[], float]]:
+        return {"clock": lambda: self.wall_s, "monotonic_clock": lambda: self.monotonic_s}
+
+
 def test_age_removes_what_nobody_judged(open_store: OpenStore) -> None:
-    now_s = NOW_S
-    store = open_store(retention=Retention(max_age_s=DAY_S), clock=lambda: now_s)
+    clocks = Clocks()
+    store = open_store(retention=Retention(max_age_s=DAY_S), **clocks.options)
     for number in (1, 2, 3):
         store.write(make_record(number, "end"), {"picture.jpg": b"x"})
     store.write(make_record(4), {"picture.jpg": b"x"})  # Still open.
+    store.write(make_record(5, "end", last_seen_s=NOW_S + 9 * DAY_S), {})  # Lasted long.
     store.judge(event_id(2), Verdict.CONFIRMED)
     assert store.prune() == 0
-    now_s = NOW_S + DAY_S + 2.5  # Beyond the age of 1 and 2, not of 3.
+    clocks.go_on(DAY_S + 3.5)  # Beyond the age of 1 and 2, not of 3.
     assert store.prune() == 1
-    assert ids(store) == [4, 3, 2]
+    assert ids(store) == [5, 4, 3, 2]
     assert folders(store) == {event_id(number) for number in (2, 3, 4)}
-    now_s = NOW_S + 10 * DAY_S
+    clocks.go_on(8 * DAY_S)
+    assert store.prune() == 1
+    assert ids(store) == [5, 4, 2]
+    clocks.go_on(2 * DAY_S)
     assert store.prune() == 1
     assert ids(store) == [4, 2]
+
+
+def test_a_clock_that_jumps_ahead_removes_nothing(open_store: OpenStore) -> None:
+    clocks = Clocks()
+    store = open_store(retention=Retention(max_age_s=DAY_S), **clocks.options)
+    store.write(make_record(1, "end"), {"picture.jpg": b"x"})
+    clocks.go_on(HOUR_S)
+    for jump_s in (400 * DAY_S, -400 * DAY_S):
+        clocks.wall_s += jump_s
+        for _ in range(3):
+            assert store.prune() == 0
+            clocks.go_on(60.0)
+    clocks.go_on(DAY_S)
+    assert store.prune() == 1
+
+
+def test_a_clock_that_is_wrong_at_the_start_removes_nothing_until_it_is_set(open_store: OpenStore) -> None:
+    for start_s in (NOW_S + 400 * DAY_S, 0.0):  # As without a battery: somewhere, or 1970.
+        clocks = Clocks(start_s)
+        store = open_store(retention=Retention(max_age_s=DAY_S), **clocks.options)
+        store.write(make_record(1, "end"), {})
+        clocks.go_on(60.0)
+        assert store.prune() == 0
+        clocks.wall_s = NOW_S + 2 * DAY_S
+        for _ in range(60):
+            assert store.prune() == 0
+            clocks.go_on(60.0)
+        assert store.prune() == 1
 
 
 def test_size_removes_the_oldest_and_judged_events_last(open_store: OpenStore) -> None:
@@ -222,6 +270,52 @@ def test_size_removes_the_oldest_and_judged_events_last(open_store: OpenStore) -
     assert store.prune() == 1
     assert ids(store) == [1]  # Nothing else is left, and what is open stays.
     assert folders(store) == {event_id(1)}
+
+
+def test_judged_events_leave_room_for_new_ones(open_store: OpenStore, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(retention=Retention(max_bytes=1000))
+    for number in range(1, 11):
+        store.write(make_record(number, "end"), {"picture.jpg": bytes(100)})
+        store.judge(event_id(number), Verdict.CONFIRMED)
+    assert store.prune() == 0
+    assert caplog.text == ""
+    for number in range(11, 14):
+        store.write(make_record(number, "end"), {"picture.jpg": bytes(100)})
+        assert store.prune() == 1
+        assert ids(store, limit=1) == [number]
+    assert ids(store) == list(range(13, 3, -1))
+    assert "1 of the oldest judged events removed" in caplog.text
+    caplog.clear()
+    for number in range(14, 24):
+        store.write(make_record(number, "end"), {"picture.jpg": bytes(100)})
+        store.prune()
+    # However many nobody looks at, they do not push out what was judged.
+    assert ids(store) == [23, 22, 21, *range(10, 3, -1)]
+    assert caplog.text == ""
+
+
+def test_what_has_just_ended_is_not_the_first_to_go_whatever_the_clock_said(open_store: OpenStore) -> None:
+    store = open_store(retention=Retention(max_bytes=250))
+    store.write(make_record(1), {"picture.jpg": bytes(100)})  # Began first and lasts.
+    store.write(make_record(2, "end"), {"picture.jpg": bytes(100)})
+    store.write(make_record(1, "end"), {})
+    store.write(make_record(3, "end", started_s=60.0, last_seen_s=61.0), {"picture.jpg": bytes(100)})  # In 1970.
+    assert store.prune() == 1
+    assert ids(store) == [1, 3]
+
+
+def test_pictures_that_come_after_the_event_was_pruned_are_not_kept(open_store: OpenStore) -> None:
+    store = open_store(retention=Retention(max_bytes=50))
+    store.write(make_record(1, "end"), {"picture.jpg": bytes(100)})
+    assert store.prune() == 1
+    store.add_files(event_id(1), {"clip.jpg": bytes(10)})
+    assert folders(store) == set()
+
+
+def test_pictures_that_come_before_the_event_is_written_are_kept(store: EventStore) -> None:
+    store.add_files(event_id(1), {"clip.jpg": b"clip"})
+    store.write(make_record(1), {"picture.jpg": b"x"})
+    assert {path.name for path in store.event_folder(event_id(1)).iterdir()} == {"clip.jpg", "picture.jpg"}
 
 
 def test_replaced_pictures_count_once(open_store: OpenStore) -> None:
@@ -300,21 +394,39 @@ def test_what_was_delivered_stays_delivered(store: EventStore, open_store: OpenS
 def test_what_is_pruned_before_it_was_delivered_is_lost_and_counted(open_store: OpenStore) -> None:
     store = open_store(retention=Retention(max_changes=4))
     store.undelivered(LAMP)
-    for number in range(1, 4):
-        store.write(make_record(number), {})
+    store.write(make_record(1), {})
     late = store.undelivered(LAMP)[0]
-    for number in range(4, 11):
-        store.write(make_record(number), {})
+    for score in range(9):
+        store.write(make_record(1, "update", score=float(score)), {})
     store.undelivered(BELL)
     assert store.lost(LAMP) == 0
     store.prune()
     assert store.lost(LAMP) == 6
     store.set_delivered(LAMP, late.sequence)  # It was on its way; that does not bring back the others.
-    assert [change.event for change in store.undelivered(LAMP)] == [event_id(number) for number in range(7, 11)]
+    assert [change.record["score"] for change in store.undelivered(LAMP)] == [5.0, 6.0, 7.0, 8.0]
     assert store.pending(LAMP) == 4
     store.prune()
     assert (store.lost(LAMP), store.lost(BELL), store.lost("nobody")) == (6, 0, 0)
-    assert len(ids(store)) == 10  # The events themselves stay.
+
+
+def test_the_end_of_an_event_that_is_kept_is_not_lost(open_store: OpenStore) -> None:
+    store = open_store(retention=Retention(max_changes=4, max_bytes=900))
+    store.undelivered(LAMP)
+    for number, size in ((1, 100), (2, 800)):
+        for state in ("new", "update", "end"):
+            store.write(make_record(number, state), {"picture.jpg": bytes(size)})
+    for number in range(3, 13):
+        store.write(make_record(number), {})
+    store.prune()
+    changes = [(change.event, change.record["state"]) for change in store.undelivered(LAMP)]
+    assert changes[:2] == [(event_id(1), "end"), (event_id(2), "end")]
+    assert changes[2:] == [(event_id(number), "new") for number in range(3, 13)]
+    assert store.lost(LAMP) == 4
+    store.write(make_record(13, "end"), {"picture.jpg": bytes(700)})
+    assert store.prune() == 2
+    # What is gone leaves nothing behind.
+    assert [change.event for change in store.undelivered(LAMP)] == [event_id(number) for number in range(3, 14)]
+    assert store.lost(LAMP) == 6
 
 
 def test_sequence_numbers_are_not_used_again_after_pruning(open_store: OpenStore) -> None:

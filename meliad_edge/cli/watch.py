@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from meliad_edge.errors import MeliadError
-    from meliad_edge.events import Event
     from meliad_edge.sinks.delivery import DeliveryStatus
-    from meliad_edge.sinks.sink import QueuedSink
+    from meliad_edge.sinks.sink import EventQueue
     from meliad_edge.stream.reader import Reader
     from meliad_edge.stream.watcher import Decision, WatchSummary
     from meliad_edge.watch_config import WatchConfig
@@ -226,7 +225,7 @@ def _say_about(name: str, text: str) -> None:
     say(f"{name}  ", text)
 
 
-def _say_losses(sinks: Sequence[QueuedSink[Event]]) -> None:
+def _say_losses(sinks: Sequence[EventQueue]) -> None:
     for sink in sinks:
         if lost := sink.published - sink.delivered:
             say(
@@ -271,7 +270,7 @@ def _say_summary(summary: WatchSummary, engine: str) -> None:
 
 
 def _summary_record(
-    summary: WatchSummary, engine: str, sinks: Sequence[QueuedSink[Event]], deliveries: Sequence[DeliveryStatus]
+    summary: WatchSummary, engine: str, sinks: Sequence[EventQueue], deliveries: Sequence[DeliveryStatus]
 ) -> dict[str, Any]:
     return {
         "type": "summary",

@@ -137,7 +137,10 @@ class DriftMonitor:
         if self._shown is not None and shows_the_same(shown, self._shown):
             return self._reported
         self._shown, self._due_s = shown, frame.captured_s + self._limits.sample_every_s
-        bets.update(prediction.score)
+        if self._reported[0]:
+            bets.latest.append(prediction.score)  # Decides when it is over; the bets are won and would grow for ever.
+        else:
+            bets.update(prediction.score)
         self._judge(bets)
         return self._reported
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-import time
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
+
+from meliad_edge.events import Event, EventState
 
 _logger = logging.getLogger(__name__)
 
@@ -70,8 +71,11 @@ class QueuedSink(Generic[Message]):
         wait: Callable[[float], bool] | None = None,
     ) -> None:
         self._sink = sink
-        self._waiting: queue.Queue[Message | None] = queue.Queue(capacity)
+        self._capacity = capacity
         self._lossless = lossless
+        self._waiting: deque[Message] = deque()
+        self._changed = threading.Condition()
+        self._is_closing = False
         self._giving_up = threading.Event()
         self._wait = wait or self._giving_up.wait
         self.published = self.delivered = self.overflowed = self.failed = 0
@@ -87,29 +91,43 @@ class QueuedSink(Generic[Message]):
     @property
     def pending(self) -> int:
         """Messages that wait."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     def publish(self, message: Message) -> None:
         """Queue one message; never raises, and never waits unless it is lossless."""
-        self.published += 1
-        try:
-            self._waiting.put(message, block=self._lossless)
-        except queue.Full:
-            self.overflowed += 1
+        with self._changed:
+            self.published += 1
+            if self._lossless:
+                self._changed.wait_for(self._has_room)
+            if self._takes(message):
+                self._waiting.append(message)
+                self._changed.notify_all()
+            else:
+                self.overflowed += 1
 
     def close(self, *, timeout_s: float = 10.0) -> None:
         """Deliver what is waiting and close the sink, or give up after the time; ``published - delivered`` is lost."""
-        until_s = time.monotonic() + timeout_s
-        try:
-            self._waiting.put(None, timeout=timeout_s)
-        except queue.Full:
-            self._giving_up.set()
-            return
-        self._worker.join(max(0.0, until_s - time.monotonic()))
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._worker.join(timeout_s)
         self._giving_up.set()
 
+    def _has_room(self) -> bool:
+        return len(self._waiting) < self._capacity
+
+    def _takes(self, message: Message) -> bool:
+        """Whether a message is queued; called with the lock held."""
+        return self._has_room()
+
     def _deliver(self) -> None:
-        while (message := self._waiting.get()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closing)
+                if not self._waiting:
+                    break
+                message = self._waiting.popleft()
+                self._changed.notify_all()
             try:
                 self._offer(message)
                 self.delivered += 1
@@ -131,3 +149,36 @@ class QueuedSink(Generic[Message]):
                     is_told = True
                 if self._wait(_RETRY_S):
                     raise
+
+
+class EventQueue(QueuedSink[Event]):
+    """A queue in which an event that the sink knows of never stays open: its end is not given up.
+
+    With more waiting than may, an update gives way first, for what comes later says more. Without one a new event is
+    given up, and nothing but ends is queued, each of an event that was taken before: about as many again at most.
+
+    Args:
+        sink: Where the events go.
+        capacity, lossless: As in :class:`QueuedSink`.
+    """
+
+    def __init__(self, sink: Sink[Event], *, capacity: int = _CAPACITY, lossless: bool = False) -> None:
+        self._open: set[str] = set()  # Events of which the sink gets something and the end is yet to come.
+        super().__init__(sink, capacity=capacity, lossless=lossless)
+
+    def _takes(self, event: Event) -> bool:
+        is_end = event.state is EventState.END
+        is_taken = self._has_room() or self._drop_update() or (is_end and event.id in self._open)
+        if is_end:
+            self._open.discard(event.id)
+        elif is_taken:
+            self._open.add(event.id)
+        return is_taken
+
+    def _drop_update(self) -> bool:
+        update = next((n for n, event in enumerate(self._waiting) if event.state is EventState.UPDATE), None)
+        if update is None:
+            return False
+        del self._waiting[update]
+        self.overflowed += 1
+        return True

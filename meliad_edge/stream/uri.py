@@ -20,7 +20,10 @@ _KNOWN = "a path, a folder, a glob, file://, rtsp://, rtsps://, http://, https:/
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # Greedy up to the last '@' of the word: a password may itself hold '@', '/' or ':'. Too much is better than too little.
 _USER_INFO = re.compile(r"(?<=://)\S*@")
-_SECRET_PARAMETER = re.compile(r"\b(user(?:name)?|usr|pass(?:word|wd)?|pwd|token|auth|key)=[^&\s]+", re.IGNORECASE)
+# Every vendor has names of its own, such as loginpas or access_token: what merely looks like one of them is hidden too.
+_SECRET_PARAMETER = re.compile(
+    r"((?:user|usr|login|pas|pwd|token|auth|key|secret|sess|_sid|sig|cred)[^\s/?&=]*)=[^\s&]+", re.IGNORECASE
+)
 
 
 class SourceKind(Enum):

@@ -276,3 +276,12 @@ def test_memory_does_not_grow() -> None:
     size = len(pickle.dumps(line.monitor))
     line.score(normal(3000, 2))
     assert len(pickle.dumps(line.monitor)) <= size + 200
+
+
+def test_memory_does_not_grow_while_drift_is_reported() -> None:
+    line = Line(normal(50, 0))
+    assert line.score(normal(200, 1, 1.5))[-1] == "higher"
+    size = len(pickle.dumps(line.monitor))
+    assert set(line.score(normal(3000, 2, 1.5))) == {"higher"}
+    assert len(pickle.dumps(line.monitor)) <= size + 200
+    assert line.score(normal(100, 3))[-1] == ""

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
-from meliad_edge.sinks.sink import QueuedSink, UnavailableError
+from meliad_edge.events import Event, EventState
+from meliad_edge.sinks.sink import EventQueue, QueuedSink, UnavailableError
+
+NEW, UPDATE, END = EventState
 
 
 class MemorySink:
@@ -110,3 +115,77 @@ def test_a_lossless_queue_lets_whoever_reads_files_wait() -> None:
     queued.close()
     assert sink.taken == list(range(20, 60))
     assert (queued.delivered, queued.overflowed) == (40, 0)
+
+
+class StuckSink:
+    """Takes the first event at once, and the others when the gate is opened."""
+
+    name = "stuck"
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, EventState]] = []
+        self.has_begun = threading.Event()
+        self.gate = threading.Event()
+
+    def publish(self, event: Event) -> None:
+        self.has_begun.set()
+        self.gate.wait(10)
+        self.taken.append((int(event.id[-6:], 16), event.state))
+
+    def close(self) -> None:
+        pass
+
+
+class Backlog:
+    """Events that are published while the sink is stuck with the beginning of event 1."""
+
+    def __init__(self, make_event: Callable[..., Event], *, capacity: int) -> None:
+        self._make_event = make_event
+        self._sink = StuckSink()
+        self.gate = self._sink.gate
+        self.queue = EventQueue(self._sink, capacity=capacity)
+        self.publish((1, NEW))
+        self._sink.has_begun.wait(10)
+
+    def publish(self, *changes: tuple[int, EventState]) -> None:
+        for number, state in changes:
+            self.queue.publish(self._make_event(state, number=number, picture=False))
+
+    def taken(self) -> list[tuple[int, EventState]]:
+        self.gate.set()
+        self.queue.close()
+        assert self.queue.delivered + self.queue.overflowed == self.queue.published
+        return self._sink.taken
+
+
+def test_the_end_of_an_event_whose_beginning_was_taken_is_not_given_up(make_event: Callable[..., Event]) -> None:
+    backlog = Backlog(make_event, capacity=2)
+    backlog.publish((2, NEW), (3, NEW), (2, END), (1, UPDATE), (1, END), (3, END))
+    assert backlog.taken() == [(1, NEW), (2, NEW), (3, NEW), (2, END), (1, END), (3, END)]
+    assert backlog.queue.overflowed == 1
+
+
+def test_updates_give_way_first(make_event: Callable[..., Event]) -> None:
+    backlog = Backlog(make_event, capacity=3)
+    backlog.publish(*[(1, UPDATE)] * 9, (2, NEW), (2, UPDATE), (1, END), (2, END))
+    assert backlog.taken() == [(1, NEW), (2, NEW), (1, END), (2, END)]
+
+
+def test_a_queue_that_is_full_does_not_grow_with_every_event(make_event: Callable[..., Event]) -> None:
+    backlog = Backlog(make_event, capacity=4)
+    for number in range(2, 100):
+        backlog.publish((number, NEW), (number, UPDATE), (number, END))
+        assert backlog.queue.pending <= 8
+    began, ended = ({number for number, state in backlog.taken() if state is wanted} for wanted in (NEW, END))
+    assert (began, ended) == ({1, 2, 3}, {2, 3})
+
+
+def test_the_end_stands_for_an_event_that_began_while_the_queue_was_full(make_event: Callable[..., Event]) -> None:
+    backlog = Backlog(make_event, capacity=1)
+    backlog.publish((2, NEW), (3, NEW))
+    assert backlog.queue.overflowed == 1
+    backlog.gate.set()
+    while backlog.queue.pending:
+        time.sleep(0.001)
+    backlog.publish((3, END))
+    assert backlog.taken() == [(1, NEW), (2, NEW), (3, END)]

@@ -84,11 +84,31 @@ def test_refuses_what_it_cannot_read(text: str, message: str) -> None:
         ("open rtsps://a:b@h/x failed, then http://c:d@i/y", "open rtsps://h/x failed, then http://i/y"),
         ("rtsp://10.0.0.7/user=admin&password=tl&channel=1", "rtsp://10.0.0.7/user=***&password=***&channel=1"),
         ("http://h/cgi?USR=me&PWD=pw", "http://h/cgi?USR=***&PWD=***"),
+        ("http://h/mjpg?access_token=S&loginpas=S&fps=5", "http://h/mjpg?access_token=***&loginpas=***&fps=5"),
+        ("http://h/live.cgi?loginuse=me&loginpas=S", "http://h/live.cgi?loginuse=***&loginpas=***"),
+        ("http://h/snap?apikey=S&api_key=S&X-API-Key=S", "http://h/snap?apikey=***&api_key=***&X-API-Key=***"),
+        ("http://h/x?client_secret=S&SessionID=S&_sid=S", "http://h/x?client_secret=***&SessionID=***&_sid=***"),
+        ("https://h/x?se=2027&sig=S%3D&X-Amz-Signature=S", "https://h/x?se=2027&sig=***&X-Amz-Signature=***"),
+        ("rtsp://h/channel=1_user=me_password=S_x.sdp?real", "rtsp://h/channel=1_user=***"),
+        ("open http://h/x?authcode=S failed: timeout=5", "open http://h/x?authcode=*** failed: timeout=5"),
         ("belt.mp4 at 10:30, mail me@example.com", "belt.mp4 at 10:30, mail me@example.com"),
     ],
 )
 def test_redacts(text: str, clean: str) -> None:
     assert redact(text) == clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rtsp://10.0.0.7/cam/realmonitor?channel=1&subtype=0",
+        "http://10.0.0.7/axis-cgi/mjpg/video.cgi?resolution=1280x720&compression=30&camera=1",
+        "rtsp://10.0.0.7/Streaming/Channels/101?transportmode=unicast&profile=Profile_1",
+        "http://keys.example/pass/stream?fps=5",
+    ],
+)
+def test_what_is_no_secret_stays_readable(text: str) -> None:
+    assert redact(text) == parse_source(text).shown == text
 
 
 _printable = st.characters(min_codepoint=33, max_codepoint=126)
