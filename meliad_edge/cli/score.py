@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from meliad_edge.cli.output import print_json, require_extra, say
 from meliad_edge.errors import PartialFailureError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from meliad_edge.archive.scorer import ScoringTask, UnitDone
 
@@ -92,12 +93,12 @@ def _score(task: ScoringTask, units: list[int], sizes: list[int], workers: int |
     from meliad_edge.archive.workers import default_workers, score_here, score_on_ray
     from meliad_edge.progress import progress_bar
 
-    done: Iterator[UnitDone]
+    done: Generator[UnitDone, None, None]
     if ray is None:
         done = score_here(task, units, workers or max(1, default_workers() // task.threads))
     else:
         done = score_on_ray(task, units, workers, ray)
-    with progress_bar() as bar:
+    with closing(done), progress_bar() as bar:
         total = sum(sizes)
         progress = bar.add_task(
             f"{'scoring':<24}", total=total, completed=total - sum(sizes[unit] for unit in units), note=""

@@ -18,6 +18,27 @@ import pytest
 pytestmark = pytest.mark.workshop
 
 
+def link_many(texture_set: Path, archive: Path) -> Path:
+    sources = sorted((texture_set / "test").rglob("*.png"))
+    archive.mkdir()
+    for index in range(2000):
+        (archive / f"{index:05d}.png").symlink_to(sources[index % len(sources)])
+    return archive
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    program = "from meliad_edge.cli import main; main()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
 def read_rows(out: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(out / "results").to_pylist()
     return rows
@@ -104,15 +125,8 @@ def test_a_second_run_goes_on_where_one_was_stopped(
 def test_nothing_is_lost_or_doubled_when_processes_are_killed(
     killed: str, small_bundle: Path, texture_set: Path, invoke: Any, tmp_path: Path
 ) -> None:
-    sources = sorted((texture_set / "test").rglob("*.png"))
-    archive, out = tmp_path / "many", tmp_path / "out"
-    archive.mkdir()
-    for index in range(2000):
-        (archive / f"{index:05d}.png").symlink_to(sources[index % len(sources)])
-    program = "from meliad_edge.cli import main; main()"
-    options = ["--out", out, "--worst", "0", "--workers", "2"]
-    command = [sys.executable, "-c", program, "score", small_bundle, archive, *options]
-    run = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    archive, out = link_many(texture_set, tmp_path / "many"), tmp_path / "out"
+    run = start("score", small_bundle, archive, "--out", out, "--worst", 0, "--workers", 2)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     while not list((out / "results").glob("unit-*.parquet")):
         assert run.poll() is None
@@ -132,6 +146,29 @@ def test_nothing_is_lost_or_doubled_when_processes_are_killed(
     assert invoke("score", small_bundle, archive, "--out", out, "--worst", 0).code == 0
     ids = [row["id"] for row in read_rows(out)]
     assert sorted(ids) == sorted(path.name for path in archive.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_run(number: int, small_bundle: Path, texture_set: Path, tmp_path: Path) -> None:
+    archive, out, temporary = link_many(texture_set, tmp_path / "many"), tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    arguments = ("score", small_bundle, archive, "--out", out, "--worst", 0, "--workers", 2)
+    run = start(*arguments, env={**os.environ, "TMPDIR": str(temporary)})
+    while not list((out / "results").glob("unit-*.parquet")):
+        assert run.poll() is None
+        time.sleep(0.02)
+    children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
+    assert len(children) == 3  # two workers, Python's own
+    os.kill(run.pid, number)
+    _, said = run.communicate(timeout=20)
+    deadline = time.monotonic() + 10
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(is_running, children))
+    if number == signal.SIGTERM:
+        assert (run.returncode, "Traceback" in said) == (130, False)
+        assert not list(temporary.glob("tmp*"))
+    assert len(list((out / "results").glob("unit-*.parquet"))) < 8
 
 
 def test_another_model_or_archive_needs_another_folder(
