@@ -28,9 +28,10 @@ _ITEMS = pa.schema(
     [
         ("id", pa.string()),
         ("kind", pa.string()),
-        ("file", pa.string()),
+        ("file", pa.binary()),  # a file name need not be UTF-8
         ("first", pa.int64()),
         ("size", pa.int64()),
+        ("stamp", pa.string()),
         ("problem", pa.string()),
     ]
 )
@@ -117,6 +118,7 @@ class ResultFolder:
             with self.files.open(partial, "wb") as file, pq.ParquetWriter(file, _ITEMS) as writer:
                 for unit in archive.units():
                     columns = {name: [getattr(item, name) for item in unit] for name in _ITEMS.names}
+                    columns["file"] = [item.file.encode(errors="surrogateescape") for item in unit]
                     writer.write_table(pa.table(columns, schema=_ITEMS), row_group_size=len(unit))
                     count += len(unit)
             if not count:
@@ -139,7 +141,10 @@ class ResultFolder:
         with self.files.open(self.at("items.parquet"), "rb") as file:
             rows = pq.ParquetFile(file).read_row_group(unit).to_pylist()
         known = {str(kind): kind for kind in KINDS}
-        return [Item(**{**row, "kind": known[row["kind"]]}) for row in rows]
+        return [
+            Item(**{**row, "kind": known[row["kind"]], "file": row["file"].decode(errors="surrogateescape")})
+            for row in rows
+        ]
 
     def finished(self) -> set[int]:
         """Units that have a result."""
