@@ -58,19 +58,19 @@ def command(
 
     predictor = load_predictor(model, precision=precision, engine=engine)
     images = Archive.open(_absolute(archive))
-    if f"{_absolute(out)}/".startswith(f"{images.root.rstrip('/')}/"):
+    folder = ResultFolder.open(_absolute(out))
+    if images.holds(folder.files, folder.path):
         msg = f"--out {out} lies in the archive, which would be scored with it the next time; name a folder outside"
         raise UsageError(msg)
-    folder = ResultFolder.open(_absolute(out))
-    folder.claim(
+    say("listing", images.url)
+    folder.begin(
+        images,
         {
             "archive": images.url,
             "model_sha256": predictor.model_sha256,
             "threshold": predictor.bundle.calibration.threshold,
-        }
+        },
     )
-    say("listing", images.url)
-    folder.list_items(images)
     sizes, finished = folder.sizes(), folder.finished()
     waiting = [unit for unit in range(len(sizes)) if unit not in finished]
     say("archive", f"{sum(sizes):,} images in {len(sizes):,} units, {len(sizes) - len(waiting):,} of them done")

@@ -184,6 +184,9 @@ def test_another_model_or_archive_needs_another_folder(
 def test_what_cannot_work_is_refused(small_bundle: Path, texture_set: Path, invoke: Any, tmp_path: Path) -> None:
     outcome = invoke("score", small_bundle, texture_set, "--out", texture_set / "scored")
     assert (outcome.code, "lies in the archive" in outcome.error_line) == (2, True)
+    outcome = invoke("score", small_bundle, f"file://{texture_set}", "--out", texture_set / "scored")
+    assert (outcome.code, "lies in the archive" in outcome.error_line) == (2, True)
+    assert not (texture_set / "scored").exists()
     (tmp_path / "empty").mkdir()
     outcome = invoke("score", small_bundle, tmp_path / "empty", "--out", tmp_path / "out")
     assert outcome.code == 3
