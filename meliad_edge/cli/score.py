@@ -82,6 +82,11 @@ def command(
     say("saved", f"{folder.url}: results/ (Parquet), worst.html, errors.csv, summary.json")
     if json:
         print_json({"out": folder.url, **asdict(summary)})
+    if summary.missing:
+        msg = (
+            f"{summary.missing:,} of {sum(sizes):,} images have no row in {folder.url}; score again into another folder"
+        )
+        raise PartialFailureError(msg)
     if summary.errors:
         msg = (
             f"{summary.errors:,} of {summary.images:,} images could not be decided; errors.csv in {folder.url} says why"

@@ -171,6 +171,43 @@ def test_no_worker_outlives_the_run(number: int, small_bundle: Path, texture_set
     assert len(list((out / "results").glob("unit-*.parquet"))) < 8
 
 
+def test_images_without_a_row_are_no_success(
+    scored: Any, small_bundle: Path, mixed_archive: Any, invoke: Any, tmp_path: Path
+) -> None:
+    out = shutil.copytree(scored[0], tmp_path / "out")
+    unit = next((out / "results").iterdir())
+    table = pq.read_table(unit)
+    pq.write_table(table.slice(0, table.num_rows - 1), unit)
+    outcome = invoke("score", small_bundle, mixed_archive.folder, "--out", out, "--worst", 0, "--json")
+    assert outcome.code == 9
+    images = len(mixed_archive.pictures) + len(mixed_archive.bad)
+    assert outcome.error_line.startswith(f"1 of {images} images have no row in {out}")
+    assert outcome.json["missing"] == 1
+
+
+def test_a_picture_that_is_gone_is_not_drawn(
+    small_bundle: Path, texture_set: Path, write_parquet: Any, invoke: Any, tmp_path: Path
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    sources = sorted((texture_set / "test" / "stain").iterdir())
+    write_parquet(archive / "a.parquet", [source.read_bytes() for source in sources[:2]])
+    write_parquet(archive / "b.parquet", [source.read_bytes() for source in sources[2:4]])
+    for source in sources[4:6]:
+        shutil.copy(source, archive / source.name)
+    arguments = ("score", small_bundle, archive, "--out", out, "--workers", 1, "--worst", 6)
+    assert invoke(*arguments).code == 0
+    assert len(list((out / "worst").iterdir())) == 6
+    shutil.rmtree(out / "worst")
+    (archive / sources[4].name).unlink()
+    write_parquet(archive / "b.parquet", [sources[2].read_bytes()])
+    assert invoke(*arguments).code == 0
+    page = (out / "worst.html").read_text()
+    drawn = {row["id"] for row in read_rows(out) if f">{row['id']}<" in page}
+    assert len(drawn) == len(list((out / "worst").iterdir())) == 3
+    assert drawn == {"a.parquet#0", "a.parquet#1", sources[5].name}
+
+
 def test_another_model_or_archive_needs_another_folder(
     scored: Any, small_bundle: Path, bundle_file: Path, mixed_archive: Any, texture_set: Path, invoke: Any
 ) -> None:
