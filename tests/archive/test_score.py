@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +161,15 @@ def test_no_worker_outlives_the_run(number: int, small_bundle: Path, texture_set
     children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
     assert len(children) == 3  # two workers, Python's own
     os.kill(run.pid, number)
-    _, said = run.communicate(timeout=20)
-    deadline = time.monotonic() + 10
-    while any(map(is_running, children)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(map(is_running, children))
+    try:
+        _, said = run.communicate(timeout=20)  # at the end of the last one that holds its standard error
+        deadline = time.monotonic() + 10
+        while any(map(is_running, children)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(map(is_running, children))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
     if number == signal.SIGTERM:
         assert (run.returncode, "Traceback" in said) == (130, False)
         assert not list(temporary.glob("tmp*"))
@@ -221,7 +226,7 @@ def test_another_model_or_archive_needs_another_folder(
 def test_what_cannot_work_is_refused(small_bundle: Path, texture_set: Path, invoke: Any, tmp_path: Path) -> None:
     outcome = invoke("score", small_bundle, texture_set, "--out", texture_set / "scored")
     assert (outcome.code, "lies in the archive" in outcome.error_line) == (2, True)
-    outcome = invoke("score", small_bundle, f"file://{texture_set}", "--out", texture_set / "scored")
+    outcome = invoke("score", small_bundle, texture_set, "--out", f"file://{texture_set}/scored")
     assert (outcome.code, "lies in the archive" in outcome.error_line) == (2, True)
     assert not (texture_set / "scored").exists()
     (tmp_path / "empty").mkdir()
