@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,16 @@ def test_a_result_begins_where_there_are_no_folders(images: Archive) -> None:
     assert sorted(out.files.store) == [
         f"/results/2026/{name}" for name in ("items.parquet", "results/unit-00000000.parquet", "run.json")
     ]
+
+
+def test_a_name_in_another_encoding_is_kept_as_it_is(texture_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    shutil.copy(texture_set / "test" / "good" / "000.png", tmp_path / "archive" / os.fsdecode(b"caf\xe9.png"))
+    out = ResultFolder.open(str(tmp_path / "out"))
+    out.begin(Archive.open(str(tmp_path / "archive")), RUN)
+    (item,) = out.read_unit(0)
+    assert item.id == r"caf\udce9.png"
+    assert Path(item.file).exists()
 
 
 def test_a_wrong_archive_leaves_the_folder_to_the_right_one(images: Archive, tmp_path: Path) -> None:
