@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meliad_edge.benchmarks.picture_clock import draw_clock
+from meliad_edge.child_process import end_with_parent
 
 # The upper part of every picture; below it is what is to be judged.
 CLOCK_ROWS = 32
@@ -55,6 +56,7 @@ def _serve(
     bad_every_s: float,
     bad_for_s: float,
 ) -> None:
+    end_with_parent()
     film = _Film([_with_clock(picture) for picture in (good, bad)], fps, bad_every_s, bad_for_s)
 
     class Camera(BaseHTTPRequestHandler):

@@ -22,6 +22,7 @@ from meliad_edge.benchmarks.environment import describe_environment
 from meliad_edge.benchmarks.page_client import open_page
 from meliad_edge.benchmarks.picture_clock import age_s
 from meliad_edge.calibrate import move_threshold
+from meliad_edge.child_process import end_with_parent
 from meliad_edge.event_store import EventStore
 from meliad_edge.events import Event, EventKind, EventState
 from meliad_edge.monitor.latency import summarise
@@ -229,6 +230,7 @@ class _Seen:
 
 
 def _watch(connection: Connection, task: _Task) -> None:
+    end_with_parent()
     predictor = load_predictor(task.bundle, precision=task.precision)
     calibration = move_threshold(predictor.bundle.calibration, task.threshold)
     predictor.bundle = replace(predictor.bundle, calibration=calibration)

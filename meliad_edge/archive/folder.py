@@ -11,6 +11,7 @@ A unit has one file with one name, whoever scores it and however often: so each 
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ _ITEMS = pa.schema(
     [
         ("id", pa.string()),
         ("kind", pa.string()),
-        ("file", pa.string()),
+        ("file", pa.binary()),  # a file name need not be UTF-8
         ("first", pa.int64()),
         ("size", pa.int64()),
+        ("stamp", pa.string()),
         ("problem", pa.string()),
     ]
 )
+_PAUSES_S = (0.5, 2.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class ResultFolder:
 
     @classmethod
     def open(cls, url: str) -> ResultFolder:
-        """Find its file system and make the folder.
+        """Find its file system; nothing is made.
 
         Raises:
             UsageError: Nobody knows the protocol, or its package is not installed.
@@ -62,9 +65,7 @@ class ResultFolder:
         except (ImportError, ValueError) as error:
             msg = f"--out {url}: {error}; give a folder or a URL that fsspec knows, and install what it asks for"
             raise UsageError(msg) from error
-        folder = cls(url, files, path)
-        files.makedirs(folder.at("results"), exist_ok=True)
-        return folder
+        return cls(url, files, path)
 
     def at(self, name: str) -> str:
         """Path of something in it."""
@@ -88,40 +89,35 @@ class ResultFolder:
             return None
         return data
 
-    def claim(self, run: dict[str, Any]) -> None:
-        """Note what is scored with what.
+    def begin(self, archive: Archive, run: dict[str, Any]) -> None:
+        """Note what is scored with what, and write down every image; memory holds a unit at a time.
+
+        What was written down before stays.
 
         Raises:
             UsageError: The folder belongs to another archive or model.
+            DataError: There is no image; the folder then still belongs to none.
         """
-        before = self.read("run.json")
-        if before is None:
-            self.write("run.json", json.dumps(run, indent=1).encode() + b"\n")
-            return
-        for name, value in json.loads(before).items():
+        for name, value in json.loads(self.read("run.json") or b"{}").items():
             if run.get(name) != value:
                 msg = f"--out {self.url} holds a result with {name} {value}, not {run.get(name)}; name another folder"
                 raise UsageError(msg)
-
-    def list_items(self, archive: Archive) -> None:
-        """Write down every image, unless that was done; memory holds a unit at a time.
-
-        Raises:
-            DataError: There is no image.
-        """
-        if self.files.exists(self.at("items.parquet")):
-            return
+        self.files.makedirs(self.at("results"), exist_ok=True)
         path = self.at("items.parquet")
+        if self.files.exists(path):
+            return
         partial, count = _partial(path), 0
         try:
             with self.files.open(partial, "wb") as file, pq.ParquetWriter(file, _ITEMS) as writer:
                 for unit in archive.units():
                     columns = {name: [getattr(item, name) for item in unit] for name in _ITEMS.names}
+                    columns["file"] = [item.file.encode(errors="surrogateescape") for item in unit]
                     writer.write_table(pa.table(columns, schema=_ITEMS), row_group_size=len(unit))
                     count += len(unit)
             if not count:
                 msg = f"{archive.url}: no images in it; images, .tar shards and .parquet files are looked for"
                 raise DataError(msg)
+            self.write("run.json", json.dumps(run, indent=1).encode() + b"\n")
             self.files.mv(partial, path)
         except BaseException:
             if self.files.exists(partial):
@@ -139,19 +135,38 @@ class ResultFolder:
         with self.files.open(self.at("items.parquet"), "rb") as file:
             rows = pq.ParquetFile(file).read_row_group(unit).to_pylist()
         known = {str(kind): kind for kind in KINDS}
-        return [Item(**{**row, "kind": known[row["kind"]]}) for row in rows]
+        return [
+            Item(**{**row, "kind": known[row["kind"]], "file": row["file"].decode(errors="surrogateescape")})
+            for row in rows
+        ]
 
     def finished(self) -> set[int]:
         """Units that have a result."""
         self.files.invalidate_cache()
-        names = (PurePosixPath(path).name for path in self.files.ls(self.at("results"), detail=False))
+        try:
+            paths = self.files.ls(self.at("results"), detail=False)
+        except FileNotFoundError:  # an object store has no empty folders
+            return set()
+        names = (PurePosixPath(path).name for path in paths)
         return {int(name[5:-8]) for name in names if name.startswith("unit-") and name.endswith(".parquet")}
 
     def write_result(self, unit: int, table: pa.Table) -> None:
-        """Keep the decisions of a unit."""
+        """Keep the decisions of a unit; a place that fails is tried a few times more.
+
+        Raises:
+            OSError: It fails every time.
+        """
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer)
-        self.write(_result_name(unit), buffer.getvalue().to_pybytes())
+        data = buffer.getvalue().to_pybytes()
+        for pause_s in _PAUSES_S:
+            try:
+                self.write(_result_name(unit), data)
+            except OSError:
+                time.sleep(pause_s)
+            else:
+                return
+        self.write(_result_name(unit), data)
 
     def results(self, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
         """Unit after unit, some columns of its decisions."""
@@ -165,4 +180,6 @@ def _result_name(unit: int) -> str:
 
 
 def _partial(path: str) -> str:
-    return f"{path}.{uuid.uuid4().hex[:8]}.partial"
+    place = PurePosixPath(path)
+    # With a dot: whoever reads the results as one table overlooks what a killed process left behind.
+    return str(place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.partial"))

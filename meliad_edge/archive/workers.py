@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from meliad_edge.archive.scorer import ScoringTask, UnitDone, UnitScorer
+from meliad_edge.child_process import end_with_parent
 from meliad_edge.errors import MeliadError
 from meliad_edge.ray_cluster import ray_cluster
 
@@ -24,8 +25,8 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def score_here(task: ScoringTask, units: Sequence[int], workers: int) -> Iterator[UnitDone]:
-    """Score units in processes of this machine; each as it is done.
+def score_here(task: ScoringTask, units: Sequence[int], workers: int) -> Generator[UnitDone, None, None]:
+    """Score units in processes of this machine, which end when it is closed or interrupted; each as it is done.
 
     Raises:
         MeliadError: A process died, or the model cannot be loaded.
@@ -48,12 +49,17 @@ def score_here(task: ScoringTask, units: Sequence[int], workers: int) -> Iterato
                 f"a worker died ({error}), perhaps for want of memory; what is done is kept, go on with fewer --workers"
             )
             raise MeliadError(msg) from error
+        except (GeneratorExit, KeyboardInterrupt):
+            for worker in multiprocessing.active_children():  # a unit may take long, and is there whole or not at all
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _prepare(handed_over: Path) -> None:
     global _scorer
+    end_with_parent()
     import cv2
 
     cv2.setNumThreads(1)
@@ -65,7 +71,9 @@ def _score(unit: int) -> UnitDone:
     return _scorer.score(unit)
 
 
-def score_on_ray(task: ScoringTask, units: Sequence[int], workers: int | None, address: str) -> Iterator[UnitDone]:
+def score_on_ray(
+    task: ScoringTask, units: Sequence[int], workers: int | None, address: str
+) -> Generator[UnitDone, None, None]:
     """Score units on a Ray cluster, by Ray Data: what a lost node had in hand is done again elsewhere.
 
     Args:

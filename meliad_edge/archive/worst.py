@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import cv2
 
 from meliad_edge.archive.folder import ResultFolder
 from meliad_edge.archive.items import Archive
-from meliad_edge.archive.read import read_image_of
+from meliad_edge.archive.read import read_unit
 from meliad_edge.errors import ImageError
 from meliad_edge.explain import overlay
 from meliad_edge.progress import track
@@ -56,7 +57,7 @@ class Summary:
         images: In the archive.
         anomalies: At or above the threshold.
         errors: That could not be decided.
-        missing: Of units that have no result yet.
+        missing: That have no row.
     """
 
     images: int
@@ -69,7 +70,6 @@ class Summary:
 class _Scored:
     score: float
     unit: int
-    row: int
     id: str
     is_anomaly: bool
 
@@ -91,14 +91,14 @@ def finish(folder: ResultFolder, archive: Archive, predictor: Predictor, worst: 
     bad.writerow(("id", "error"))
     for unit, result in folder.results(["id", "score", "is_anomaly", "error"]):
         images += result.num_rows
-        for row, one in enumerate(result.to_pylist()):
+        for one in result.to_pylist():
             if one["error"] is not None:
                 errors += 1
                 bad.writerow((one["id"], one["error"]))
                 continue
             anomalies += one["is_anomaly"]
             score = math.inf if math.isnan(one["score"]) else one["score"]
-            scored = _Scored(score, unit, row, one["id"], one["is_anomaly"])
+            scored = _Scored(score, unit, one["id"], one["is_anomaly"])
             (heapq.heappush if len(highest) < worst else heapq.heappushpop)(highest, scored)
     summary = Summary(images, anomalies, errors, sum(sizes) - images)
     folder.write("errors.csv", table.getvalue().encode())
@@ -112,7 +112,7 @@ def finish(folder: ResultFolder, archive: Archive, predictor: Predictor, worst: 
     page = _PAGE.format(
         title=html.escape(title), archive=html.escape(archive.url), facts=html.escape(facts), figures="\n".join(figures)
     )
-    folder.write("worst.html", page.encode())
+    folder.write("worst.html", page.encode(errors="backslashreplace"))
     record: dict[str, Any] = {
         "images": images,
         "anomalies": anomalies,
@@ -128,27 +128,29 @@ def finish(folder: ResultFolder, archive: Archive, predictor: Predictor, worst: 
 def _draw(folder: ResultFolder, archive: Archive, predictor: Predictor, highest: list[_Scored]) -> list[str]:
     """Write the pictures; returns their places on the page."""
     folder.files.makedirs(folder.at("worst"), exist_ok=True)
-    figures = []
-    for rank, scored in enumerate(track(highest, "drawing"), 1):
-        try:
-            image = read_image_of(archive.files, folder.read_unit(scored.unit)[scored.row])
-        except ImageError:
-            continue  # gone since it was scored
-        prediction = predictor.predict(image)
-        drawn = overlay(image, prediction.map, predictor.bundle.calibration.colour_range, prediction.regions)
-        width = max(1, round(drawn.shape[1] * _THUMBNAIL_HEIGHT / drawn.shape[0]))
-        small = cv2.resize(drawn, (width, _THUMBNAIL_HEIGHT), interpolation=cv2.INTER_AREA)
-        bgr = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
-        _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        name = f"{rank:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', scored.id)[-80:]}.jpg"
-        folder.write(f"worst/{name}", jpeg.tobytes())
-        figures.append(
-            _FIGURE.format(
+    units: dict[int, dict[str, int]] = defaultdict(dict)
+    for rank, scored in enumerate(highest):
+        units[scored.unit][scored.id] = rank
+    figures: dict[int, str] = {}
+    for unit, ranks in track(list(units.items()), "drawing"):
+        items = [item for item in folder.read_unit(unit) if item.id in ranks]
+        for item, image in read_unit(archive.files, items):
+            if isinstance(image, ImageError):
+                continue  # gone since it was scored
+            prediction = predictor.predict(image)
+            drawn = overlay(image, prediction.map, predictor.bundle.calibration.colour_range, prediction.regions)
+            width = max(1, round(drawn.shape[1] * _THUMBNAIL_HEIGHT / drawn.shape[0]))
+            small = cv2.resize(drawn, (width, _THUMBNAIL_HEIGHT), interpolation=cv2.INTER_AREA)
+            bgr = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
+            _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+            rank = ranks[item.id]
+            name = f"{rank + 1:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', item.id)[-80:]}.jpg"
+            folder.write(f"worst/{name}", jpeg.tobytes())
+            figures[rank] = _FIGURE.format(
                 name=name,
-                id=html.escape(scored.id),
+                id=html.escape(item.id),
                 height=_THUMBNAIL_HEIGHT,
-                score=scored.score,
-                decision="ANOMALY" if scored.is_anomaly else "normal",
+                score=highest[rank].score,
+                decision="ANOMALY" if highest[rank].is_anomaly else "normal",
             )
-        )
-    return figures
+    return [figures[rank] for rank in sorted(figures)]

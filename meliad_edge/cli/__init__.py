@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -72,9 +73,13 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; an error of ours becomes one line on standard error and its exit code."""
+    """Run the command line; an error of ours becomes one line on standard error and its exit code.
+
+    SIGTERM ends it as Ctrl-C does: what was begun is cleaned up.
+    """
     args = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in args
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app([arg for arg in args if arg != "--debug"])
     except MeliadError as error:
@@ -91,3 +96,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         typer.echo("meliad-edge: interrupted", err=True)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

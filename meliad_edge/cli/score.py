@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from meliad_edge.cli.output import print_json, require_extra, say
 from meliad_edge.errors import PartialFailureError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from meliad_edge.archive.scorer import ScoringTask, UnitDone
 
@@ -57,19 +58,19 @@ def command(
 
     predictor = load_predictor(model, precision=precision, engine=engine)
     images = Archive.open(_absolute(archive))
-    if f"{_absolute(out)}/".startswith(f"{images.root.rstrip('/')}/"):
+    folder = ResultFolder.open(_absolute(out))
+    if images.holds(folder.files, folder.path):
         msg = f"--out {out} lies in the archive, which would be scored with it the next time; name a folder outside"
         raise UsageError(msg)
-    folder = ResultFolder.open(_absolute(out))
-    folder.claim(
+    say("listing", images.url)
+    folder.begin(
+        images,
         {
             "archive": images.url,
             "model_sha256": predictor.model_sha256,
             "threshold": predictor.bundle.calibration.threshold,
-        }
+        },
     )
-    say("listing", images.url)
-    folder.list_items(images)
     sizes, finished = folder.sizes(), folder.finished()
     waiting = [unit for unit in range(len(sizes)) if unit not in finished]
     say("archive", f"{sum(sizes):,} images in {len(sizes):,} units, {len(sizes) - len(waiting):,} of them done")
@@ -81,6 +82,11 @@ def command(
     say("saved", f"{folder.url}: results/ (Parquet), worst.html, errors.csv, summary.json")
     if json:
         print_json({"out": folder.url, **asdict(summary)})
+    if summary.missing:
+        msg = (
+            f"{summary.missing:,} of {sum(sizes):,} images have no row in {folder.url}; score again into another folder"
+        )
+        raise PartialFailureError(msg)
     if summary.errors:
         msg = (
             f"{summary.errors:,} of {summary.images:,} images could not be decided; errors.csv in {folder.url} says why"
@@ -92,12 +98,12 @@ def _score(task: ScoringTask, units: list[int], sizes: list[int], workers: int |
     from meliad_edge.archive.workers import default_workers, score_here, score_on_ray
     from meliad_edge.progress import progress_bar
 
-    done: Iterator[UnitDone]
+    done: Generator[UnitDone, None, None]
     if ray is None:
         done = score_here(task, units, workers or max(1, default_workers() // task.threads))
     else:
         done = score_on_ray(task, units, workers, ray)
-    with progress_bar() as bar:
+    with closing(done), progress_bar() as bar:
         total = sum(sizes)
         progress = bar.add_task(
             f"{'scoring':<24}", total=total, completed=total - sum(sizes[unit] for unit in units), note=""

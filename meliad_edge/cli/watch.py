@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -132,7 +131,7 @@ def command(
         )
         if page is not None:
             say("page", watch.serve(page))
-        with _interruptible():
+        with suppress(KeyboardInterrupt):  # also the SIGTERM of a service manager: as if the sources had ended
             watch.run(max_frames=max_frames)
     deliveries = watch.delivery_statuses
     summary = watch.summary()
@@ -169,18 +168,6 @@ def _read_settings(
             msg = f"--{name.replace('_', '-')} {given[name]}: must be a finite number"
             raise UsageError(msg)
     return settings.model_copy(update={**given, "camera": cameras})
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C, or the SIGTERM of a service manager, end the watch as if the sources had ended."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _can_show_bar(readers: list[Reader]) -> bool:

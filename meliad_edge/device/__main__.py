@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -13,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from meliad_edge.child_process import end_with_parent
 from meliad_edge.device.slots import WATCH_FILE, Home, SlotName, device_home
 from meliad_edge.errors import MeliadError, UsageError
 
-_PR_SET_PDEATHSIG = 1
 _SHOWN_LOG_BYTES = 256 * 1024
 
 
@@ -94,7 +93,7 @@ def _run(home: Home) -> None:
 
 def _watch(home: Home) -> None:
     """The watch of one slot; it ends with the service that started it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     name: SlotName = "b" if sys.argv[2] == "b" else "a"
     if home.read_slot(name) is None:
         msg = f"slot {name} is empty; flash a model with: meliad-edge flash HOST MODEL.meliad"

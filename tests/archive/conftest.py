@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def write_parquet(path: Path, pictures: list[bytes | None], *, row_group_size: i
     values = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures)] if as_struct else pictures
     table = pa.table({"label": list(range(len(pictures))), "image": values})
     pq.write_table(table, path, row_group_size=row_group_size)
+
+
+@pytest.fixture(name="write_parquet")
+def parquet_writer() -> Callable[..., None]:
+    return write_parquet
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,27 @@ import pyarrow.parquet as pq
 import pytest
 
 pytestmark = pytest.mark.workshop
+
+
+def link_many(texture_set: Path, archive: Path) -> Path:
+    sources = sorted((texture_set / "test").rglob("*.png"))
+    archive.mkdir()
+    for index in range(2000):
+        (archive / f"{index:05d}.png").symlink_to(sources[index % len(sources)])
+    return archive
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    program = "from meliad_edge.cli import main; main()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
@@ -104,15 +126,8 @@ def test_a_second_run_goes_on_where_one_was_stopped(
 def test_nothing_is_lost_or_doubled_when_processes_are_killed(
     killed: str, small_bundle: Path, texture_set: Path, invoke: Any, tmp_path: Path
 ) -> None:
-    sources = sorted((texture_set / "test").rglob("*.png"))
-    archive, out = tmp_path / "many", tmp_path / "out"
-    archive.mkdir()
-    for index in range(2000):
-        (archive / f"{index:05d}.png").symlink_to(sources[index % len(sources)])
-    program = "from meliad_edge.cli import main; main()"
-    options = ["--out", out, "--worst", "0", "--workers", "2"]
-    command = [sys.executable, "-c", program, "score", small_bundle, archive, *options]
-    run = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    archive, out = link_many(texture_set, tmp_path / "many"), tmp_path / "out"
+    run = start("score", small_bundle, archive, "--out", out, "--worst", 0, "--workers", 2)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     while not list((out / "results").glob("unit-*.parquet")):
         assert run.poll() is None
@@ -134,6 +149,70 @@ def test_nothing_is_lost_or_doubled_when_processes_are_killed(
     assert sorted(ids) == sorted(path.name for path in archive.iterdir())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_run(number: int, small_bundle: Path, texture_set: Path, tmp_path: Path) -> None:
+    archive, out, temporary = link_many(texture_set, tmp_path / "many"), tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    arguments = ("score", small_bundle, archive, "--out", out, "--worst", 0, "--workers", 2)
+    run = start(*arguments, env={**os.environ, "TMPDIR": str(temporary)})
+    while not list((out / "results").glob("unit-*.parquet")):
+        assert run.poll() is None
+        time.sleep(0.02)
+    children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
+    assert len(children) == 3  # two workers, Python's own
+    os.kill(run.pid, number)
+    try:
+        _, said = run.communicate(timeout=20)  # at the end of the last one that holds its standard error
+        deadline = time.monotonic() + 10
+        while any(map(is_running, children)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(map(is_running, children))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    if number == signal.SIGTERM:
+        assert (run.returncode, "Traceback" in said) == (130, False)
+        assert not list(temporary.glob("tmp*"))
+    assert len(list((out / "results").glob("unit-*.parquet"))) < 8
+
+
+def test_images_without_a_row_are_no_success(
+    scored: Any, small_bundle: Path, mixed_archive: Any, invoke: Any, tmp_path: Path
+) -> None:
+    out = shutil.copytree(scored[0], tmp_path / "out")
+    unit = next((out / "results").iterdir())
+    table = pq.read_table(unit)
+    pq.write_table(table.slice(0, table.num_rows - 1), unit)
+    outcome = invoke("score", small_bundle, mixed_archive.folder, "--out", out, "--worst", 0, "--json")
+    assert outcome.code == 9
+    images = len(mixed_archive.pictures) + len(mixed_archive.bad)
+    assert outcome.error_line.startswith(f"1 of {images} images have no row in {out}")
+    assert outcome.json["missing"] == 1
+
+
+def test_a_picture_that_is_gone_is_not_drawn(
+    small_bundle: Path, texture_set: Path, write_parquet: Any, invoke: Any, tmp_path: Path
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    sources = sorted((texture_set / "test" / "stain").iterdir())
+    write_parquet(archive / "a.parquet", [source.read_bytes() for source in sources[:2]])
+    write_parquet(archive / "b.parquet", [source.read_bytes() for source in sources[2:4]])
+    for source in sources[4:6]:
+        shutil.copy(source, archive / source.name)
+    arguments = ("score", small_bundle, archive, "--out", out, "--workers", 1, "--worst", 6)
+    assert invoke(*arguments).code == 0
+    assert len(list((out / "worst").iterdir())) == 6
+    shutil.rmtree(out / "worst")
+    (archive / sources[4].name).unlink()
+    write_parquet(archive / "b.parquet", [sources[2].read_bytes()])
+    assert invoke(*arguments).code == 0
+    page = (out / "worst.html").read_text()
+    drawn = {row["id"] for row in read_rows(out) if f">{row['id']}<" in page}
+    assert len(drawn) == len(list((out / "worst").iterdir())) == 3
+    assert drawn == {"a.parquet#0", "a.parquet#1", sources[5].name}
+
+
 def test_another_model_or_archive_needs_another_folder(
     scored: Any, small_bundle: Path, bundle_file: Path, mixed_archive: Any, texture_set: Path, invoke: Any
 ) -> None:
@@ -147,6 +226,9 @@ def test_another_model_or_archive_needs_another_folder(
 def test_what_cannot_work_is_refused(small_bundle: Path, texture_set: Path, invoke: Any, tmp_path: Path) -> None:
     outcome = invoke("score", small_bundle, texture_set, "--out", texture_set / "scored")
     assert (outcome.code, "lies in the archive" in outcome.error_line) == (2, True)
+    outcome = invoke("score", small_bundle, texture_set, "--out", f"file://{texture_set}/scored")
+    assert (outcome.code, "lies in the archive" in outcome.error_line) == (2, True)
+    assert not (texture_set / "scored").exists()
     (tmp_path / "empty").mkdir()
     outcome = invoke("score", small_bundle, tmp_path / "empty", "--out", tmp_path / "out")
     assert outcome.code == 3
