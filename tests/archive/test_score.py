@@ -119,7 +119,11 @@ def test_a_second_run_goes_on_where_one_was_stopped(
         (mixed_archive.folder / "line0" / "new.png").unlink()
     assert outcome.code == 9
     assert kept.stat().st_mtime_ns == stamp
-    assert read_rows(out) == before
+    after = read_rows(out)
+    assert [row | {"score": None} for row in after] == [row | {"score": None} for row in before]
+    # Each worker measures which batch size pays, and another one rounds differently.
+    scores, again = ([row["score"] for row in rows if row["score"] is not None] for rows in (before, after))
+    assert again == pytest.approx(scores, rel=1e-4)
 
 
 @pytest.mark.parametrize("killed", ["worker that starts", "worker", "all"])
