@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import http.client
 import re
 import socket
 import ssl
@@ -80,6 +81,10 @@ def diagnose(source: SourceUri, *, timeout_s: float = 3.0) -> Failure:
         if source.kind is SourceKind.CSI:
             return Failure(FailureKind.REFUSED, "the camera stack delivers no video")
         return _from_file_system(Path(source.address))
+    except (UnicodeError, http.client.InvalidURL):
+        return Failure(FailureKind.NOT_FOUND, "the address is not valid")
+    except http.client.HTTPException:
+        return Failure(FailureKind.REFUSED, "the server answers, but not in HTTP")
     except OSError as error:
         return _from_os_error(error)
 
@@ -134,6 +139,8 @@ def _http_status(address: SplitResult, timeout_s: float) -> int:
     except urllib.error.HTTPError as error:
         error.close()
         return error.code
+    except UnicodeError:  # of the host's name; a ValueError too
+        raise
     except ValueError:  # urllib asked with the credentials and was refused again, by a scheme that it does not know
         return 401
 

@@ -455,8 +455,6 @@ class Watcher:
         self._pass_on_notices(reader)
         self._end_anomaly(watched)
         if reader.error is not None:
-            if not isinstance(reader.error, MeliadError):
-                raise reader.error
             if reader.source.is_live:
                 self._see_condition(watched, "lost", str(reader.error), None)
             self._on_failure(reader.source.name, reader.error)
@@ -475,7 +473,7 @@ class Watcher:
                     self._on_event(event)
             reader = watched.reader
             reader.join(_CLOSE_TIMEOUT_S)
-            if not watched.is_finished and isinstance(reader.error, MeliadError):
+            if not watched.is_finished and reader.error is not None:
                 self._on_failure(reader.source.name, reader.error)
 
 
@@ -497,5 +495,5 @@ def _summarise_source(watched: _Watched) -> SourceSummary:
         events=watched.events,
         reconnects=reader.reconnects,
         is_truncated=reader.is_truncated,
-        error=reader.error if isinstance(reader.error, MeliadError) else None,
+        error=reader.error,
     )

@@ -19,6 +19,7 @@ from meliad_edge.calibrate import calibrate
 from meliad_edge.precision import DEFAULT_LIMITS
 from meliad_edge.runtime.predictor import Prediction, StageTimes
 from meliad_edge.runtime.view import View
+from meliad_edge.stream import reader
 
 WriteVideo = Callable[..., Path]
 
@@ -37,6 +38,13 @@ def write_video(tmp_path: Path) -> WriteVideo:
         return path
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def _no_bugs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A bug in a reader ends only its camera; no test may miss it."""
+    yield
+    assert [record.getMessage() for record in caplog.get_records("call") if record.name == reader.__name__] == []
 
 
 class BrightnessPredictor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -268,13 +269,33 @@ def test_real_servers_are_diagnosed(mjpeg_server: Any) -> None:
 
 
 def test_a_server_that_never_answers_is_a_timeout() -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/live"
         assert diagnose(parse_source(url), timeout_s=0.1).kind is FailureKind.TIMEOUT
         http_url = url.replace("rtsp", "http")
         assert diagnose(parse_source(http_url), timeout_s=0.1).kind is FailureKind.TIMEOUT
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b""])
+def test_a_server_that_speaks_something_else_is_diagnosed(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(2):
+                with server.accept()[0] as connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        for scheme in ("http", "rtsp"):
+            url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/live"
+            assert diagnose(parse_source(url)).kind is FailureKind.REFUSED
+
+
+@pytest.mark.parametrize("host", ["cam..local", "c" * 64 + ".local"])
+def test_a_host_that_can_have_no_such_name_is_not_found(host: str) -> None:
+    for scheme in ("http", "rtsp"):
+        assert diagnose(parse_source(f"{scheme}://{host}/live")).kind is FailureKind.NOT_FOUND
 
 
 def test_credentials_reach_a_real_server_and_nothing_else(mjpeg_server: Any) -> None:

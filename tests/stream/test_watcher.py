@@ -178,13 +178,24 @@ def test_an_interrupt_ends_readers_and_events_and_leaves_the_summary(write_video
     assert not any(reader._thread.is_alive() for reader in watched.readers)
 
 
-def test_a_bug_in_a_reader_is_not_swallowed(
-    write_video: WriteVideo, predictor: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_bug_in_a_reader_ends_its_camera_alone_and_is_not_swallowed(
+    write_video: WriteVideo, predictor: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watched = Watched(predictor, write_video("a.avi", [GOOD] * 3))
-    monkeypatch.setattr(watched.readers[0], "_read_frames", lambda: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
-        watched.watcher.run()
+    def fail() -> None:
+        raise ValueError("rtsp://me:S3CR3T@cam/live")
+
+    watched = Watched(predictor, "rtsp://cam/live", write_video("b.avi", [GOOD] * 6))
+    monkeypatch.setattr(watched.readers[0], "_read_frames", fail)
+    watched.watcher.run()
+    ((name, error),) = watched.failures
+    assert (name, str(error)) == ("cam/live", "rtsp://cam/live: failed with an unexpected ValueError; report it")
+    assert isinstance(error.__cause__, ValueError)
+    assert "in fail" in caplog.text and "S3CR3T" not in caplog.text
+    assert [(event.condition, event.state) for event in watched.events] == [
+        ("lost", EventState.NEW), ("lost", EventState.END)
+    ]  # fmt: skip
+    assert watched.watcher.summary().sources[1].frames.scored == 6
+    caplog.clear()
 
 
 def test_a_live_source_that_is_faster_than_the_model(mjpeg_server: Any, slow_predictor: Any) -> None:
