@@ -38,6 +38,7 @@ _LOOK_EVERY_S = 1.0
 
 
 def open_cameras(
+    predictor: Predictor,
     configs: Sequence[CameraConfig],
     secrets: Mapping[str, Credentials],
     give_up: Callable[[str, MeliadError], None],
@@ -47,6 +48,7 @@ def open_cameras(
     """The cameras that can be watched, not started; one that cannot is given up and the rest goes on.
 
     Args:
+        predictor: Decides on their frames.
         configs: How each is watched.
         secrets: Credentials by name of the camera.
         give_up: Takes the name of a source that cannot be opened, and why.
@@ -71,7 +73,9 @@ def open_cameras(
     cameras = []
     for source, (_, config) in zip(named, parsed, strict=True):
         try:
-            cameras.append(_open_camera(source, config, secrets, calibration))
+            camera = _open_camera(source, config, secrets, calibration)
+            predictor.check_mask(camera.view)
+            cameras.append(camera)
         except MeliadError as error:
             give_up(source.name, error)
     return cameras

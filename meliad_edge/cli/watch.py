@@ -113,7 +113,7 @@ def command(
         if len(configs) > 1:  # The error of an only source is the last line anyway.
             _say_about(name, str(error))
 
-    cameras = open_cameras(configs, secrets, give_up, calibration=predictor.bundle.calibration)
+    cameras = open_cameras(predictor, configs, secrets, give_up, calibration=predictor.bundle.calibration)
     readers = [camera.reader for camera in cameras]
     with ExitStack() as stack:
         stdout = sys.stdout  # A progress bar on a terminal replaces it with one that writes to standard error.
