@@ -89,6 +89,14 @@ def test_a_video_that_never_opens_is_an_error(tmp_path: Path, content: bytes | N
         raise reader.error or AssertionError
 
 
+@pytest.mark.parametrize("size_hw", [(520, 16_400), (528, 16)])
+def test_pictures_of_a_size_that_no_camera_has_are_bad(write_video: WriteVideo, size_hw: tuple[int, int]) -> None:
+    frames, reader = read_source(write_video("belt.avi", [10] * 3, size_hw))
+    assert (frames, reader.bad, reader.state) == ([], 3, ReaderState.FAILED)
+    frames, _ = read_source(write_video("long.avi", [10] * 3, (512, 16)))
+    assert len(frames) == 3
+
+
 def test_a_video_without_frames_is_an_error(write_video: WriteVideo) -> None:
     _, reader = read_source(write_video("empty.avi", []))
     with pytest.raises(SourceError, match="not one frame could be decoded"):
