@@ -253,6 +253,8 @@ def _say_summary(summary: WatchSummary, engine: str) -> None:
         f"{frames.read:,} read, {frames.scored:,} scored, {frames.dropped:,} dropped for newer ones, "
         f"{frames.stale:,} too old, {frames.bad:,} bad",
     )
+    if frames.misfit:
+        say("", f"{frames.misfit:,} of another size than region and mask were made for")
     if frames.skipped or frames.late or frames.missed:
         say(
             "",
@@ -305,6 +307,7 @@ def _list_problems(failed: int, summary: WatchSummary) -> str:
     counted = (
         (failed, "given up", "source", "sources"),
         (summary.frames.bad, "not decoded", "image or frame", "images or frames"),
+        (summary.frames.misfit, "of another size than region and mask", "image or frame", "images or frames"),
         (truncated, "truncated", "video", "videos"),
     )
     return ", ".join(f"{n} {one if n == 1 else many} {what}" for n, what, one, many in counted if n > 0)

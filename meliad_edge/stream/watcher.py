@@ -125,13 +125,14 @@ class FrameCounts:
     """What became of frames.
 
     Attributes:
-        read: Decoded; each was scored, dropped, stale, late, or still waiting when the watch stopped.
+        read: Decoded; each was scored, dropped, stale, late, a misfit, or still waiting when the watch stopped.
         scored: Decided on.
         dropped: Of a live source, replaced by a newer one before their turn.
         stale: Too old when they came or when it was their turn.
         late: Given up because the latency budget could not be kept any more.
+        misfit: Given up because they have not the size that the view was made for.
         missed: Decided on, but after the latency budget.
-        bad: Frames or pictures that could not be decoded, or have not the size that the view was made for.
+        bad: Frames or pictures that could not be decoded.
         skipped: Beyond the frame rate that is wanted; not decoded, not among those read.
     """
 
@@ -140,6 +141,7 @@ class FrameCounts:
     dropped: int = 0
     stale: int = 0
     late: int = 0
+    misfit: int = 0
     missed: int = 0
     bad: int = 0
     skipped: int = 0
@@ -488,8 +490,9 @@ def _summarise_source(watched: _Watched) -> SourceSummary:
             dropped=reader.dropped,
             stale=reader.stale + reader.old_on_arrival,
             late=watched.late,
+            misfit=watched.misfits,
             missed=watched.missed,
-            bad=reader.bad + watched.misfits,
+            bad=reader.bad,
             skipped=reader.skipped,
         ),
         events=watched.events,

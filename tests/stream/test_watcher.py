@@ -398,4 +398,4 @@ def test_a_camera_whose_resolution_leaves_its_view_is_not_judged_until_it_is_bac
     assert (event.condition, event.state) == ("resolution", EventState.NEW)
     assert "does not lie in the picture, which is 8x8" in event.detail
     frames = other_watcher.summary().frames
-    assert (frames.read, frames.scored, frames.bad) == (1, 0, 1)
+    assert (frames.read, frames.scored, frames.misfit, frames.bad) == (1, 0, 1, 0)
