@@ -141,6 +141,7 @@ class CameraReader(Reader):
             return False
         if moments.captured_s < self._due_s:
             self.skipped += 1
+            self.alive_s = moments.captured_s
             return False
         # On average the rate is reached, whatever that of the camera is.
         self._due_s = max(self._due_s, moments.captured_s - self._interval_s) + self._interval_s

@@ -48,6 +48,7 @@ class Reader(ABC):
         error: Why the reader failed; None otherwise. Its cause is a bug of ours, if that was why.
         notices: Facts for people, oldest first, taken out by the frame loop.
         total: Frames the source announces, once that is known.
+        alive_s: When a frame came last that is not too old, handed over or not; monotonic clock.
         read: Frames decoded and handed over so far.
         bad: Frames or pictures that could not be decoded.
         stale: Frames that were too old when their turn came.
@@ -69,6 +70,7 @@ class Reader(ABC):
         self.description = ""
         self.is_in_doubt = False
         self.is_truncated = False
+        self.alive_s = clock()
         self._clock = clock
         self._buffer = (
             FrameBuffer(1, lossless=False) if source.is_live else FrameBuffer(_PREFETCHED_FRAMES, lossless=True)
@@ -100,6 +102,7 @@ class Reader(ABC):
             ready: Set whenever a frame, a notice or a new state is there.
         """
         self._ready = ready
+        self.alive_s = self._clock()
         self._thread.start()
 
     def take(self) -> Frame | None:
@@ -143,6 +146,7 @@ class Reader(ABC):
         if not self._buffer.put(frame):
             return False
         self.read += 1
+        self.alive_s = frame.captured_s
         self._ready.set()
         return True
 

@@ -206,7 +206,6 @@ class _Watched:
     tracker: EventTracker
     condition: ConditionTracker
     drift: ConditionTracker
-    alive_s: float
     scored: int = 0
     late: int = 0
     missed: int = 0
@@ -278,7 +277,6 @@ class Watcher:
                 ),
                 ConditionTracker(camera.name, EventKind.CAMERA, new_id=new_id),
                 ConditionTracker(camera.name, EventKind.DRIFT, new_id=new_id),
-                alive_s=clock(),
             )
             for camera in cameras
         ]
@@ -314,7 +312,6 @@ class Watcher:
         """
         try:
             for watched in self._watched:
-                watched.alive_s = self._clock()
                 watched.reader.start(self._ready)
             while not self._stopping.is_set():
                 self._ready.clear()  # Before looking: what comes in while we look is not missed.
@@ -364,14 +361,13 @@ class Watcher:
             return None
         frame = reader.take()
         if frame is not None:
-            watched.alive_s = frame.captured_s
             if self._is_late(watched.camera, frame):
                 watched.late += 1
                 return None
             return frame if self._fits(watched, frame) else None
         if reader.is_finished:
             self._finish(watched)
-        elif reader.source.is_live and self._clock() - watched.alive_s > _LOST_AFTER_S:
+        elif reader.source.is_live and self._clock() - reader.alive_s > _LOST_AFTER_S:
             self._see_condition(watched, "lost", f"no picture for {_LOST_AFTER_S:g} s ({reader.state.value})", None)
         return None
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,7 @@ from meliad_edge.events import Event, EventState, Window
 from meliad_edge.runtime.view import Box, View
 from meliad_edge.stream.backoff import Backoff
 from meliad_edge.stream.camera import CameraReader
+from meliad_edge.stream.capture import Capture, Grab
 from meliad_edge.stream.failures import Failure, FailureKind
 from meliad_edge.stream.frames import Frame
 from meliad_edge.stream.reader import Reader, ReaderState
@@ -281,7 +282,7 @@ def step(watcher: Watcher) -> int:
     return len(taken)
 
 
-def by_hand(readers: list[ScriptedReader], clock: Clock, predictor: Any, **options: Any) -> tuple[Watcher, list[Event]]:
+def by_hand(readers: Sequence[Reader], clock: Clock, predictor: Any, **options: Any) -> tuple[Watcher, list[Event]]:
     events: list[Event] = []
     watcher = Watcher(
         predictor,
@@ -352,6 +353,47 @@ def test_a_camera_that_delivers_nothing_is_lost_until_it_does(predictor: Any) ->
     reader.put(GOOD, clock.now_s)
     step(watcher)
     assert [(e.state.value, e.condition) for e in events[1:]] == [("end", "lost")]
+
+
+class SteppedVideo:
+    """A frame every second of a clock, before each of which something is done; lost after so many seconds."""
+
+    announced_frames, description = None, "8x8"
+
+    def __init__(self, clock: Clock, level: int, seconds: int, before: Callable[[], object]) -> None:
+        self._clock, self._level, self._before = clock, level, before
+        self._end_s = clock.now_s + seconds
+
+    def read(self, is_wanted: Callable[[Grab], bool]) -> Capture | Failure | None:
+        self._before()
+        self._clock.now_s += 1.0
+        now_s = self._clock.now_s
+        if now_s > self._end_s:
+            return Failure(FailureKind.ENDED, "the stream ended")
+        if not is_wanted(Grab(now_s, now_s, None)):
+            return None
+        return Capture(np.full((8, 8, 3), self._level, np.uint8), now_s, now_s, now_s)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_camera_of_which_few_frames_are_wanted_is_not_lost_between_them(predictor: Any) -> None:
+    clock = Clock()
+    reader = CameraReader(
+        parse_source("rtsp://cam/live"),
+        clock=clock,
+        max_fps=0.1,
+        wait=lambda delay_s: True,
+        connect=lambda source: SteppedVideo(clock, BAD, 60, before=lambda: step(watcher)),
+    )
+    watcher, events = by_hand([reader], clock, predictor)
+    reader._run()
+    assert [(event.kind.value, event.state.value) for event in events] == [("anomaly", "new")]
+    clock.now_s += 6.0
+    reader.state = ReaderState.WAITING
+    step(watcher)
+    assert events[-2].condition == "lost"
 
 
 class BlackMonitor:
