@@ -27,7 +27,7 @@ class ReaderState(Enum):
         ▲  │          │
         │  ├──────────┼──────▶ FAILED         given up, see ``error``
         │  ▼          ▼
-        └─ WAITING ◀──┘                       live only: lost, to be tried again after a delay
+        └─ WAITING ◀──┘                       a camera or a folder that is followed: lost, tried again
     """
 
     CONNECTING = "connecting"

@@ -367,8 +367,11 @@ class Watcher:
             return frame if self._fits(watched, frame) else None
         if reader.is_finished:
             self._finish(watched)
-        elif reader.source.is_live and self._clock() - reader.alive_s > _LOST_AFTER_S:
-            self._see_condition(watched, "lost", f"no picture for {_LOST_AFTER_S:g} s ({reader.state.value})", None)
+        elif reader.source.is_live or reader.state is ReaderState.WAITING:
+            if self._clock() - reader.alive_s > _LOST_AFTER_S:
+                self._see_condition(watched, "lost", f"no picture for {_LOST_AFTER_S:g} s ({reader.state.value})", None)
+        elif watched.condition.condition == "lost":
+            self._see_condition(watched, "", "", None)  # A folder is back before its next picture comes.
         return None
 
     def _fits(self, watched: _Watched, frame: Frame) -> bool:

@@ -20,6 +20,7 @@ from meliad_edge.stream.backoff import Backoff
 from meliad_edge.stream.camera import CameraReader
 from meliad_edge.stream.capture import Capture, Grab
 from meliad_edge.stream.failures import Failure, FailureKind
+from meliad_edge.stream.files import FollowedImageReader
 from meliad_edge.stream.frames import Frame
 from meliad_edge.stream.reader import Reader, ReaderState
 from meliad_edge.stream.sources import open_source
@@ -353,6 +354,25 @@ def test_a_camera_that_delivers_nothing_is_lost_until_it_does(predictor: Any) ->
     reader.put(GOOD, clock.now_s)
     step(watcher)
     assert [(e.state.value, e.condition) for e in events[1:]] == [("end", "lost")]
+
+
+def test_a_followed_folder_that_cannot_be_listed_is_lost_until_it_can(predictor: Any, tmp_path: Path) -> None:
+    clock = Clock()
+    reader = FollowedImageReader(parse_source(str(tmp_path)), clock=clock)
+    watcher, events = by_hand([reader], clock, predictor)
+    reader.state = ReaderState.STREAMING
+    clock.now_s += 3600.0
+    step(watcher)
+    assert events == []  # No picture came, and none need come.
+    reader.alive_s = clock.now_s
+    reader.state = ReaderState.WAITING
+    for expected in ([], ["new"], ["new"]):
+        clock.now_s += 3.0
+        step(watcher)
+        assert [event.state.value for event in events if event.condition == "lost"] == expected
+    reader.state = ReaderState.STREAMING
+    step(watcher)
+    assert [event.state.value for event in events] == ["new", "end"]
 
 
 class SteppedVideo:
