@@ -35,6 +35,7 @@ class FailureKind(Enum):
     REFUSED = "refused"
     TIMEOUT = "timeout"
     AUTH = "authentication failed"
+    PERMISSION = "no permission"
     ENDED = "ended"
     CODEC = "cannot be decoded"
 
@@ -44,6 +45,7 @@ _ADVICE = {
     FailureKind.REFUSED: "check the port and that the camera is not in use by another program",
     FailureKind.TIMEOUT: "check the network and that the camera is switched on",
     FailureKind.AUTH: "check user and password in the camera's web page",
+    FailureKind.PERMISSION: "check its permissions, and for the network the rules of the firewall",
     FailureKind.ENDED: "check the camera",
     FailureKind.CODEC: "open it with a video player to see whether it is intact",
 }
@@ -106,7 +108,7 @@ def _from_os_error(error: OSError) -> Failure:
     if isinstance(reason, FileNotFoundError):
         return Failure(FailureKind.NOT_FOUND, "no such file or device")
     if isinstance(reason, PermissionError):
-        return Failure(FailureKind.AUTH, "no permission to read it")
+        return Failure(FailureKind.PERMISSION, "no permission to read it")
     if isinstance(reason, ConnectionRefusedError):
         return Failure(FailureKind.REFUSED, "connection refused")
     name = getattr(reason, "strerror", None) or type(reason).__name__

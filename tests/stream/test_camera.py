@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
 import random
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 
 from meliad_edge.errors import SourceError
 from meliad_edge.stream.backoff import Backoff
-from meliad_edge.stream.camera import FIRST_ATTEMPTS, CameraReader
+from meliad_edge.stream.camera import AUTH_DELAY_S, FIRST_ATTEMPTS, CameraReader
 from meliad_edge.stream.capture import Capture, Grab, VideoCapture
 from meliad_edge.stream.failures import Failure, FailureKind, diagnose
 from meliad_edge.stream.reader import ReaderState
@@ -135,12 +138,20 @@ def test_a_camera_that_is_there_at_last_is_in_doubt_no_more() -> None:
     assert (reader.read, reader.is_in_doubt, reader.state) == (1, False, ReaderState.ENDED)
 
 
-def test_a_camera_that_was_there_is_never_given_up_unless_it_refuses_the_credentials() -> None:
-    script = Script(ScriptedVideo(1), *[REFUSED, NOT_FOUND] * 50, AUTH)
+def test_a_camera_that_was_there_is_never_given_up() -> None:
+    script = Script(ScriptedVideo(1), *[REFUSED, NOT_FOUND] * 50)
     reader = script.run()
     assert len(script.delays_s) == 101
     assert max(script.delays_s) <= 30.0
-    assert reader.state is ReaderState.FAILED
+    assert (reader.state, reader.error) == (ReaderState.ENDED, None)
+
+
+def test_a_camera_that_was_there_and_refuses_the_credentials_is_tried_so_rarely_that_it_locks_no_account() -> None:
+    script = Script(ScriptedVideo(1), AUTH, AUTH, ScriptedVideo(1))
+    reader = script.run()
+    assert (reader.read, reader.error) == (2, None)
+    assert script.delays_s[1:3] == [AUTH_DELAY_S, AUTH_DELAY_S]
+    assert script.delays_s[3] <= 0.5
 
 
 def test_an_old_frame_is_counted_and_not_scored() -> None:
@@ -266,6 +277,19 @@ def test_real_servers_are_diagnosed(mjpeg_server: Any) -> None:
     assert kind_at(f"http://{host}/live") is FailureKind.REFUSED
     assert kind_at(f"rtsp://{host}/live") is FailureKind.REFUSED
     assert kind_at("v4l2:///dev/no-such-video") is FailureKind.NOT_FOUND
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_what_may_not_be_opened_is_no_matter_of_the_password(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for url in ("v4l2:///dev/null", "rtsp://cam.local/live"):
+        failure = diagnose(parse_source(url))
+        assert failure.kind is FailureKind.PERMISSION
+        assert str(failure.to_error(parse_source(url))).startswith(f"{url}: no permission to read it; check its perm")
 
 
 def test_a_server_that_never_answers_is_a_timeout() -> None:
