@@ -178,9 +178,17 @@ class Watch:
         self._metrics = metrics
         return url
 
-    def run(self, *, max_frames: int | None = None) -> None:
-        """Watch until every source is finished, ``max_frames`` were scored, or an exception such as Ctrl-C."""
-        self.watcher.run(max_frames=max_frames)
+    def run(self, *, max_frames: int | None = None, needs_camera: bool = False) -> None:
+        """Watch until every source is finished, ``max_frames`` were scored, or an exception such as Ctrl-C.
+
+        A watch that keeps events or serves its page is left alone, and waits for cameras that are switched on later.
+
+        Args:
+            max_frames: None sets no limit.
+            needs_camera: End all the same when no camera is there.
+        """
+        is_left_alone = self.store is not None or self._metrics is not None
+        self.watcher.run(max_frames=max_frames, waits_for_cameras=is_left_alone and not needs_camera)
 
     def summary(self) -> WatchSummary:
         """Counters and latencies so far."""

@@ -77,6 +77,9 @@ def command(
     engine: BundleEngine = "auto",
     precision: BundlePrecision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
+    needs_camera: Annotated[
+        bool, typer.Option("--needs-camera", hidden=True, help="End when no camera is there, as on probation.")
+    ] = False,
 ) -> None:
     """Watch sources with a bundle: a line per event, counters and latencies at the end; Ctrl-C ends it."""
     from meliad_edge.device_threshold import threshold_file
@@ -134,7 +137,7 @@ def command(
         if page is not None:
             say("page", watch.serve(page))
         with _interruptible():
-            watch.run(max_frames=max_frames)
+            watch.run(max_frames=max_frames, needs_camera=needs_camera)
     deliveries = watch.delivery_statuses
     summary = watch.summary()
     if len(failures) == len(configs) and not summary.frames.scored:

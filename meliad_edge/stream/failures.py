@@ -103,6 +103,8 @@ def _from_os_error(error: OSError) -> Failure:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError) or getattr(reason, "errno", None) in (errno.EHOSTUNREACH, errno.ENETUNREACH):
         return Failure(FailureKind.TIMEOUT, "no answer (timeout)")
+    if isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_AGAIN:
+        return Failure(FailureKind.TIMEOUT, "the host name cannot be looked up now")
     if isinstance(reason, socket.gaierror):
         return Failure(FailureKind.NOT_FOUND, "the host name is not known")
     if isinstance(reason, FileNotFoundError):

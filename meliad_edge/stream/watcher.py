@@ -305,10 +305,14 @@ class Watcher:
         self._stopping.set()
         self._ready.set()
 
-    def run(self, *, max_frames: int | None = None) -> None:
+    def run(self, *, max_frames: int | None = None, waits_for_cameras: bool = False) -> None:
         """Watch until every source is finished, ``max_frames`` were scored, or an exception such as Ctrl-C.
 
         In each case the readers are stopped and open events ended before it returns or raises.
+
+        Args:
+            max_frames: None sets no limit.
+            waits_for_cameras: Go on with cameras that never delivered, though nothing else does.
         """
         try:
             for watched in self._watched:
@@ -320,8 +324,8 @@ class Watcher:
                     self._score(taken)
                 if all(watched.is_finished for watched in self._watched):
                     return
-                if all(watched.is_finished or watched.reader.is_in_doubt for watched in self._watched):
-                    for watched in self._watched:  # Nothing delivers; while something does, they are waited for.
+                if not waits_for_cameras and self._is_nothing_there():
+                    for watched in self._watched:
                         watched.reader.stop()
                 if max_frames is not None and self.scored >= max_frames:
                     return
@@ -329,6 +333,10 @@ class Watcher:
                     self._ready.wait(1.0)  # To see also that nothing comes.
         finally:
             self._stop()
+
+    def _is_nothing_there(self) -> bool:
+        """Whether nothing delivers, and hardly will; while something does, the rest is waited for."""
+        return all(watched.is_finished or watched.reader.is_in_doubt for watched in self._watched)
 
     def summary(self) -> WatchSummary:
         """Counters and latencies so far."""

@@ -82,6 +82,8 @@ class MjpegServer:
     frame_rate: float = 50.0
     size_hw: tuple[int, int] = (48, 64)
     user_info: str = ""
+    path: str = "/live"
+    unknown: int = 0
     connections: int = 0
     sent: int = 0
     is_cut: bool = False
@@ -120,7 +122,8 @@ class MjpegServer:
                     self.send_header("WWW-Authenticate", 'Basic realm="camera"')
                     self.end_headers()
                     return
-                if self.path != "/live":
+                if self.path != stream.path:
+                    stream.unknown += 1
                     self.send_error(404)
                     return
                 stream.connections += 1

@@ -292,6 +292,15 @@ def test_what_may_not_be_opened_is_no_matter_of_the_password(monkeypatch: pytest
         assert str(failure.to_error(parse_source(url))).startswith(f"{url}: no permission to read it; check its perm")
 
 
+def test_a_host_that_cannot_be_looked_up_now_may_be_there_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    for scheme in ("http", "rtsp"):
+        assert diagnose(parse_source(f"{scheme}://cam.local/live")).kind is FailureKind.TIMEOUT
+
+
 def test_a_server_that_never_answers_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/live"

@@ -159,6 +159,20 @@ def test_cameras_that_are_not_there_are_given_up_when_nothing_delivers_any_more(
     assert sorted(name for name, _ in watched.failures) == sorted(camera.source.name for camera in absent)
 
 
+def test_a_watch_that_waits_for_its_cameras_goes_on_until_one_is_there(predictor: Any) -> None:
+    absent, late = absent_camera("b"), ScriptedReader("a", time.monotonic)
+    late.is_in_doubt = True
+    watched = Watched(predictor, absent, late)
+    running = threading.Thread(target=lambda: watched.watcher.run(max_frames=1, waits_for_cameras=True))
+    running.start()
+    wait_until(lambda: absent.is_in_doubt)
+    running.join(1.5)  # Longer than the frame loop waits before it looks again.
+    assert running.is_alive() and watched.failures == []
+    late.put(GOOD, time.monotonic())
+    running.join(20)
+    assert watched.watcher.scored == 1
+
+
 def test_stops_after_max_frames_and_ends_what_is_open(write_video: WriteVideo, predictor: Any) -> None:
     watched = Watched(predictor, write_video("a.avi", [BAD] * 90))
     watched.watcher.run(max_frames=7)
