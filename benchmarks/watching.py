@@ -258,7 +258,7 @@ def _watch(connection: Connection, task: _Task) -> None:
 
     with Watch(
         predictor,
-        open_cameras(configs, {}, _raise, calibration=calibration),
+        open_cameras(predictor, configs, {}, _raise, calibration=calibration),
         store=EventStore(task.folder),
         sinks=[_EventTimes(seen)],
         on_notice=lambda name, notice: None,

@@ -38,6 +38,7 @@ _LOOK_EVERY_S = 1.0
 
 
 def open_cameras(
+    predictor: Predictor,
     configs: Sequence[CameraConfig],
     secrets: Mapping[str, Credentials],
     give_up: Callable[[str, MeliadError], None],
@@ -47,6 +48,7 @@ def open_cameras(
     """The cameras that can be watched, not started; one that cannot is given up and the rest goes on.
 
     Args:
+        predictor: Decides on their frames.
         configs: How each is watched.
         secrets: Credentials by name of the camera.
         give_up: Takes the name of a source that cannot be opened, and why.
@@ -71,7 +73,9 @@ def open_cameras(
     cameras = []
     for source, (_, config) in zip(named, parsed, strict=True):
         try:
-            cameras.append(_open_camera(source, config, secrets, calibration))
+            camera = _open_camera(source, config, secrets, calibration)
+            predictor.check_mask(camera.view)
+            cameras.append(camera)
         except MeliadError as error:
             give_up(source.name, error)
     return cameras
@@ -174,9 +178,17 @@ class Watch:
         self._metrics = metrics
         return url
 
-    def run(self, *, max_frames: int | None = None) -> None:
-        """Watch until every source is finished, ``max_frames`` were scored, or an exception such as Ctrl-C."""
-        self.watcher.run(max_frames=max_frames)
+    def run(self, *, max_frames: int | None = None, needs_camera: bool = False) -> None:
+        """Watch until every source is finished, ``max_frames`` were scored, or an exception such as Ctrl-C.
+
+        A watch that keeps events or serves its page is left alone, and waits for cameras that are switched on later.
+
+        Args:
+            max_frames: None sets no limit.
+            needs_camera: End all the same when no camera is there.
+        """
+        is_left_alone = self.store is not None or self._metrics is not None
+        self.watcher.run(max_frames=max_frames, waits_for_cameras=is_left_alone and not needs_camera)
 
     def summary(self) -> WatchSummary:
         """Counters and latencies so far."""

@@ -87,8 +87,9 @@ def _collect(
     secrets_file = camera_secrets or settings.camera_secrets
     secrets = {} if secrets_file is None else read_secrets(secrets_file)
     secrets = {name: credentials for name, credentials in secrets.items() if name == chosen.name}
-    (camera,) = open_cameras([chosen], secrets, _raise)
-    scores = collect_scores(make_predictor(bundle), camera, frames)
+    predictor = make_predictor(bundle)
+    (camera,) = open_cameras(predictor, [chosen], secrets, _raise)
+    scores = collect_scores(predictor, camera, frames)
     alarms = sum(score >= bundle.calibration.threshold for score in scores)
     say("good parts", f"{len(scores)} frames, {alarms} of them at or above the bundle's threshold")
     if alarms > len(scores) // 2:

@@ -75,6 +75,9 @@ def command(
     engine: BundleEngine = "auto",
     precision: BundlePrecision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.  [default: every core]")] = None,
+    needs_camera: Annotated[
+        bool, typer.Option("--needs-camera", hidden=True, help="End when no camera is there, as on probation.")
+    ] = False,
 ) -> None:
     """Watch sources with a bundle: a line per event, counters and latencies at the end; Ctrl-C ends it."""
     from meliad_edge.device_threshold import threshold_file
@@ -111,7 +114,7 @@ def command(
         if len(configs) > 1:  # The error of an only source is the last line anyway.
             _say_about(name, str(error))
 
-    cameras = open_cameras(configs, secrets, give_up, calibration=predictor.bundle.calibration)
+    cameras = open_cameras(predictor, configs, secrets, give_up, calibration=predictor.bundle.calibration)
     readers = [camera.reader for camera in cameras]
     with ExitStack() as stack:
         stdout = sys.stdout  # A progress bar on a terminal replaces it with one that writes to standard error.
@@ -132,7 +135,7 @@ def command(
         if page is not None:
             say("page", watch.serve(page))
         with suppress(KeyboardInterrupt):  # also the SIGTERM of a service manager: as if the sources had ended
-            watch.run(max_frames=max_frames)
+            watch.run(max_frames=max_frames, needs_camera=needs_camera)
     deliveries = watch.delivery_statuses
     summary = watch.summary()
     if len(failures) == len(configs) and not summary.frames.scored:
@@ -239,6 +242,8 @@ def _say_summary(summary: WatchSummary, engine: str) -> None:
         f"{frames.read:,} read, {frames.scored:,} scored, {frames.dropped:,} dropped for newer ones, "
         f"{frames.stale:,} too old, {frames.bad:,} bad",
     )
+    if frames.misfit:
+        say("", f"{frames.misfit:,} of another size than region and mask were made for")
     if frames.skipped or frames.late or frames.missed:
         say(
             "",
@@ -291,6 +296,7 @@ def _list_problems(failed: int, summary: WatchSummary) -> str:
     counted = (
         (failed, "given up", "source", "sources"),
         (summary.frames.bad, "not decoded", "image or frame", "images or frames"),
+        (summary.frames.misfit, "of another size than region and mask", "image or frame", "images or frames"),
         (truncated, "truncated", "video", "videos"),
     )
     return ", ".join(f"{n} {one if n == 1 else many} {what}" for n, what, one, many in counted if n > 0)

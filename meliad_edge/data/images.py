@@ -183,14 +183,20 @@ def walk_images(folder: Path) -> list[Path]:
         folder: Where to look.
 
     Returns:
-        Files sorted by POSIX path, perhaps none; names that start with a dot are skipped.
+        Files sorted by POSIX path, perhaps none; names that start with a dot are skipped, as is a folder below that
+        is removed meanwhile.
 
     Raises:
         DataError: A folder cannot be listed.
     """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError) or Path(error.filename) == folder:
+            raise DataError(f"cannot list folder {error.filename}: {error.strerror}; check its permissions") from error
+
     found: list[Path] = []
     visited: set[str] = set()
-    for parent, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real_parent = os.path.realpath(parent)
         if real_parent in visited:
             folders.clear()
@@ -199,10 +205,6 @@ def walk_images(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += (Path(parent, name) for name in names if not name.startswith("."))
     return _sorted_images(found)
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"cannot list folder {error.filename}: {error.strerror}; check its permissions") from error
 
 
 def _glob_images(pattern: Path) -> list[Path]:

@@ -57,4 +57,4 @@ class Liveness:
 
 
 def _taken_up(frames: FrameCounts) -> int:
-    return frames.scored + frames.stale + frames.late
+    return frames.scored + frames.stale + frames.late + frames.misfit

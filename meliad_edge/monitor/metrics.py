@@ -170,8 +170,8 @@ class _Standing:
     def _frames(self, statuses: Sequence[CameraStatus]) -> Metric:
         family = CounterMetricFamily(
             "meliad_frames",
-            "What became of frames. Of those read, each is scored, dropped, stale or late; missed ones are scored too; "
-            "bad and skipped ones are not among those read.",
+            "What became of frames. Of those read, each is scored, dropped, stale, late, or a misfit whose size is not "
+            "that of the view; missed ones are scored too; bad and skipped ones are not among those read.",
             labels=["camera", "outcome"],
         )
         for status in statuses:

@@ -154,6 +154,19 @@ class Predictor:
             for (score, threshold, evidence, regions), (_, view) in zip(decisions, views, strict=True)
         ]
 
+    def check_mask(self, view: View) -> None:
+        """Refuse a mask that no picture of the camera could be judged with.
+
+        Args:
+            view: Of which the mask is that of the camera's pictures.
+
+        Raises:
+            UsageError: Nothing is left free, the region does not lie in the mask, or the score is not read off the map.
+        """
+        if view.ignored is not None:
+            rows, columns = self.bundle.manifest.grid_hw
+            self._ignored_cells(view, view.ignored.shape, (rows * view.tiles[0], columns * view.tiles[1]))
+
     def _decide(
         self, raw: RawScores, first: int, image_hw: tuple[int, int], view: View
     ) -> tuple[float, float, NDArray[np.float32], tuple[Region, ...]]:
@@ -175,12 +188,9 @@ class Predictor:
         self, evidence: NDArray[np.float32], scores: NDArray[np.float32], image_hw: tuple[int, int], view: View
     ) -> tuple[NDArray[np.float32], float]:
         """The joined map without what is masked, and its score: read off it in the same way as for a whole image."""
-        ignored = view.ignored_cells(image_hw, (evidence.shape[0], evidence.shape[1]))
+        ignored = self._ignored_cells(view, image_hw, evidence.shape)
         top_cells = self.bundle.manifest.top_cells
         if top_cells is None:
-            if ignored is not None:
-                msg = f"{self.bundle.manifest.detector} does not read its score off its map, so nothing can be masked"
-                raise UsageError(msg)
             return evidence, float(scores.max())
         if ignored is None:
             counted = evidence.ravel()
@@ -189,6 +199,15 @@ class Predictor:
             counted = evidence[~ignored]
         top = np.sort(counted)[-top_cells:]  # not a number is sorted to the top
         return evidence, float(top.mean()) + self.bundle.calibration.score_offset
+
+    def _ignored_cells(
+        self, view: View, image_hw: tuple[int, ...], grid_hw: tuple[int, ...]
+    ) -> NDArray[np.bool_] | None:
+        """Cells of the joined map that a mask covers, or None where there is none."""
+        if view.ignored is not None and self.bundle.manifest.top_cells is None:
+            msg = f"{self.bundle.manifest.detector} does not read its score off its map, so nothing can be masked"
+            raise UsageError(msg)
+        return view.ignored_cells((image_hw[0], image_hw[1]), (grid_hw[0], grid_hw[1]))
 
 
 def find_regions(

@@ -17,6 +17,9 @@ from meliad_edge.stream.uri import SourceUri
 
 MAX_AGE_S = 2.0
 FIRST_ATTEMPTS = 5
+# An attempt gives the password twice, once for OpenCV and once to find out why; cameras lock an account after some
+# seven refusals in half an hour.
+AUTH_DELAY_S = 600.0
 # After so long with nothing but frames that are too old, what is piled up is thrown away by connecting again.
 _STALE_FOR_S = 6.0
 
@@ -24,7 +27,8 @@ _STALE_FOR_S = 6.0
 class CameraReader(Reader):
     """Keeps the newest frame of a camera, and connects again when the camera is lost.
 
-    It is tried for ever, except when it refuses the credentials: cameras lock accounts that go on trying. One that
+    It is tried for ever, except when it refuses the credentials before it ever delivered: cameras lock accounts that go
+    on trying. One that delivered may refuse them while it starts, and is tried again ``AUTH_DELAY_S`` later. One that
     never delivered is in doubt, at once when the address is wrong, and after ``FIRST_ATTEMPTS`` otherwise: a server may
     describe a stream that is still being set up or torn down. It may be that it is switched on later than we are, so
     that is for the frame loop to decide, which knows whether anything else delivers.
@@ -85,10 +89,11 @@ class CameraReader(Reader):
                 attempts = 0
                 self.is_in_doubt = False
                 failure = self._stream(video)
-            if failure.kind is FailureKind.AUTH:
+            is_refused = failure.kind is FailureKind.AUTH
+            if is_refused and self.read == 0:
                 raise failure.to_error(self.source)
             if not self._stopping.is_set():
-                delay_s = self._backoff.next_delay_s()
+                delay_s = AUTH_DELAY_S if is_refused else self._backoff.next_delay_s()
                 self.state = ReaderState.WAITING
                 self._notify(f"{failure.detail}; connecting again in {delay_s:.1f} s")
                 if not self._wait(delay_s):
@@ -141,6 +146,7 @@ class CameraReader(Reader):
             return False
         if moments.captured_s < self._due_s:
             self.skipped += 1
+            self.alive_s = moments.captured_s
             return False
         # On average the rate is reached, whatever that of the camera is.
         self._due_s = max(self._due_s, moments.captured_s - self._interval_s) + self._interval_s

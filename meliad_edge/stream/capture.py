@@ -19,6 +19,10 @@ from meliad_edge.stream.uri import SourceKind, SourceUri
 
 OPEN_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 5.0
+# No camera has a longer or narrower picture; JPEG has no room for such a one, and to bring it to some width would fill
+# the memory.
+_LONGEST_SIDE = 16_384
+_LARGEST_ASPECT = 32
 
 # FFmpeg would write its own lines beside ours. Read by OpenCV when it opens its first video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -155,6 +159,9 @@ class _OpenCvCapture:
         is_read, bgr = self._video.retrieve(self._bgr) if self._bgr is not None else self._video.retrieve()
         if not is_read:
             return Failure(FailureKind.CODEC, "a frame could not be decoded")
+        short, long = sorted(bgr.shape[:2])
+        if long > _LONGEST_SIDE or long > _LARGEST_ASPECT * short:
+            return Failure(FailureKind.CODEC, f"a picture of {bgr.shape[1]}x{bgr.shape[0]} is not from a camera")
         self._bgr = np.asarray(bgr, dtype=np.uint8)
         image = np.asarray(cv2.cvtColor(self._bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
         return Capture(image, started_s, decoded_s, self._clock())

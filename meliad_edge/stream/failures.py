@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import http.client
 import re
 import socket
 import ssl
@@ -34,6 +35,7 @@ class FailureKind(Enum):
     REFUSED = "refused"
     TIMEOUT = "timeout"
     AUTH = "authentication failed"
+    PERMISSION = "no permission"
     ENDED = "ended"
     CODEC = "cannot be decoded"
 
@@ -43,6 +45,7 @@ _ADVICE = {
     FailureKind.REFUSED: "check the port and that the camera is not in use by another program",
     FailureKind.TIMEOUT: "check the network and that the camera is switched on",
     FailureKind.AUTH: "check user and password in the camera's web page",
+    FailureKind.PERMISSION: "check its permissions, and for the network the rules of the firewall",
     FailureKind.ENDED: "check the camera",
     FailureKind.CODEC: "open it with a video player to see whether it is intact",
 }
@@ -80,6 +83,10 @@ def diagnose(source: SourceUri, *, timeout_s: float = 3.0) -> Failure:
         if source.kind is SourceKind.CSI:
             return Failure(FailureKind.REFUSED, "the camera stack delivers no video")
         return _from_file_system(Path(source.address))
+    except (UnicodeError, http.client.InvalidURL):
+        return Failure(FailureKind.NOT_FOUND, "the address is not valid")
+    except http.client.HTTPException:
+        return Failure(FailureKind.REFUSED, "the server answers, but not in HTTP")
     except OSError as error:
         return _from_os_error(error)
 
@@ -96,12 +103,14 @@ def _from_os_error(error: OSError) -> Failure:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError) or getattr(reason, "errno", None) in (errno.EHOSTUNREACH, errno.ENETUNREACH):
         return Failure(FailureKind.TIMEOUT, "no answer (timeout)")
+    if isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_AGAIN:
+        return Failure(FailureKind.TIMEOUT, "the host name cannot be looked up now")
     if isinstance(reason, socket.gaierror):
         return Failure(FailureKind.NOT_FOUND, "the host name is not known")
     if isinstance(reason, FileNotFoundError):
         return Failure(FailureKind.NOT_FOUND, "no such file or device")
     if isinstance(reason, PermissionError):
-        return Failure(FailureKind.AUTH, "no permission to read it")
+        return Failure(FailureKind.PERMISSION, "no permission to read it")
     if isinstance(reason, ConnectionRefusedError):
         return Failure(FailureKind.REFUSED, "connection refused")
     name = getattr(reason, "strerror", None) or type(reason).__name__
@@ -134,6 +143,8 @@ def _http_status(address: SplitResult, timeout_s: float) -> int:
     except urllib.error.HTTPError as error:
         error.close()
         return error.code
+    except UnicodeError:  # of the host's name; a ValueError too
+        raise
     except ValueError:  # urllib asked with the credentials and was refused again, by a scheme that it does not know
         return 401
 

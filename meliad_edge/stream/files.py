@@ -21,6 +21,8 @@ _REST_PER_LOOK = 9.0
 # Containers count their frames in different ways; a video this much shorter than announced is truncated.
 _TRUNCATED_BELOW = 0.95
 
+_SizeAndTime = tuple[int, int]
+
 
 class VideoReader(Reader):
     """Every frame of a video file, decoded ahead of the frame loop by a few frames."""
@@ -63,7 +65,8 @@ class FollowedImageReader(Reader):
     """Pictures of a folder or glob that is being filled, in the order of their names; it never ends by itself.
 
     What is there at the start comes first. A picture is read once its size and time have stayed the same from one
-    look to the next, so one that is still being written is not taken for damaged.
+    look to the next, so one that is still being written is not taken for damaged. One that is written again under its
+    name is a new one. A folder that cannot be listed is waited for: it may be on a share of the network.
 
     Args:
         source: The folder or glob; it may still be empty.
@@ -84,7 +87,8 @@ class FollowedImageReader(Reader):
         wait: Callable[[float], bool] | None = None,
     ) -> None:
         super().__init__(source, clock=clock)
-        if not glob_folder(source.address).is_dir():
+        self._folder = glob_folder(source.address)
+        if not self._folder.is_dir():
             msg = f"{source.shown}: no such folder; create it, pictures may come later"
             raise DataError(msg)
         self._interval_s = interval_s
@@ -99,21 +103,38 @@ class FollowedImageReader(Reader):
     def _read_frames(self) -> None:
         self.state = ReaderState.STREAMING
         self._notify("waiting for pictures")
-        settled: set[Path] = set()  # Those that were read, as long as they are there.
-        growing: dict[Path, tuple[int, int]] = {}
+        settled: dict[Path, _SizeAndTime] = {}  # Those that were read, as long as they are there.
+        growing: dict[Path, _SizeAndTime] = {}
         while not self._stopping.is_set():
             started_s = self._clock()
-            seen = {path: _size_and_time(path) for path in list_images(self.source.address)}
+            seen = self._look()
             looked_s = self._clock() - started_s
-            settled &= seen.keys()
-            new = {path: state for path, state in seen.items() if path not in settled and state is not None}
-            for path in (path for path, state in new.items() if growing.get(path) == state):
-                settled.add(path)
-                if not self._read_picture(path):
-                    return
+            if seen:  # What is all gone may be on a share that is away; it is not read again when that is back.
+                settled = {path: state for path, state in settled.items() if path in seen}
+            new = {path: state for path, state in seen.items() if settled.get(path) != state}
+            for path, state in new.items():
+                if growing.get(path) == state:
+                    settled[path] = state
+                    if not self._read_picture(path):
+                        return
             growing = new
             if self._wait(max(self._interval_s, _REST_PER_LOOK * looked_s)):
                 return
+
+    def _look(self) -> dict[Path, _SizeAndTime]:
+        """What is there; nothing, and the reader waits, while that cannot be found out."""
+        try:
+            states = {path: _size_and_time(path) for path in list_images(self.source.address)}
+        except (OSError, DataError) as error:
+            if isinstance(error.__cause__, ValueError):  # The pattern is wrong, and stays so.
+                raise
+            if self.state is not ReaderState.WAITING:
+                self.state = ReaderState.WAITING
+                self._notify(f"{error}; waiting until it can be listed again")
+            return {}
+        self.state = ReaderState.STREAMING
+        self.alive_s = self._clock()
+        return {path: state for path, state in states.items() if state is not None}
 
     def _read_picture(self, path: Path) -> bool:
         """Hand over one picture; False when the reader was closed."""
@@ -125,15 +146,15 @@ class FollowedImageReader(Reader):
             self.bad += 1
             self._notify(str(error))
             return True
-        name = os.path.relpath(path, glob_folder(self.source.address))
+        name = os.path.relpath(path, self._folder)
         return self._put(Frame(name, frame_id, started_s, image, self._clock() - started_s))
 
 
-def _size_and_time(path: Path) -> tuple[int, int] | None:
+def _size_and_time(path: Path) -> _SizeAndTime | None:
     """What changes while a file is written; None when it is gone."""
     try:
         status = path.stat()
-    except OSError:
+    except FileNotFoundError:
         return None
     return status.st_size, status.st_mtime_ns
 

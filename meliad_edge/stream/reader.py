@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
+from meliad_edge.errors import MeliadError
 from meliad_edge.stream.frames import Frame, FrameBuffer
-from meliad_edge.stream.uri import SourceUri
+from meliad_edge.stream.uri import SourceUri, redact
+
+_logger = logging.getLogger(__name__)
 
 _PREFETCHED_FRAMES = 4
 
@@ -22,7 +27,7 @@ class ReaderState(Enum):
         ▲  │          │
         │  ├──────────┼──────▶ FAILED         given up, see ``error``
         │  ▼          ▼
-        └─ WAITING ◀──┘                       live only: lost, to be tried again after a delay
+        └─ WAITING ◀──┘                       a camera or a folder that is followed: lost, tried again
     """
 
     CONNECTING = "connecting"
@@ -40,9 +45,10 @@ class Reader(ABC):
     Attributes:
         source: What is read.
         state: See :class:`ReaderState`.
-        error: Why the reader failed; None otherwise.
+        error: Why the reader failed; None otherwise. Its cause is a bug of ours, if that was why.
         notices: Facts for people, oldest first, taken out by the frame loop.
         total: Frames the source announces, once that is known.
+        alive_s: When a frame came last that is not too old, handed over or not; monotonic clock.
         read: Frames decoded and handed over so far.
         bad: Frames or pictures that could not be decoded.
         stale: Frames that were too old when their turn came.
@@ -57,13 +63,14 @@ class Reader(ABC):
     def __init__(self, source: SourceUri, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.source = source
         self.state = ReaderState.CONNECTING
-        self.error: Exception | None = None
+        self.error: MeliadError | None = None
         self.notices: deque[str] = deque()
         self.total: int | None = None
         self.read = self.bad = self.stale = self.old_on_arrival = self.skipped = self.reconnects = 0
         self.description = ""
         self.is_in_doubt = False
         self.is_truncated = False
+        self.alive_s = clock()
         self._clock = clock
         self._buffer = (
             FrameBuffer(1, lossless=False) if source.is_live else FrameBuffer(_PREFETCHED_FRAMES, lossless=True)
@@ -95,6 +102,7 @@ class Reader(ABC):
             ready: Set whenever a frame, a notice or a new state is there.
         """
         self._ready = ready
+        self.alive_s = self._clock()
         self._thread.start()
 
     def take(self) -> Frame | None:
@@ -118,18 +126,27 @@ class Reader(ABC):
     def _run(self) -> None:
         try:
             self._read_frames()
-        except Exception as error:  # Carried to the frame loop, which raises what is not a SourceError.
-            self.error = error
-            self.state = ReaderState.FAILED
+        except MeliadError as error:
+            self._fail(error)
+        except Exception as error:  # A bug, or a library's; the other cameras are watched all the same.
+            _logger.error("%s", redact("".join(traceback.format_exception(error))))
+            failure = MeliadError(f"{self.source.shown}: failed with an unexpected {type(error).__name__}; report it")
+            failure.__cause__ = error
+            self._fail(failure)
         else:
             self.state = ReaderState.ENDED
         self._ready.set()
+
+    def _fail(self, error: MeliadError) -> None:
+        self.error = error
+        self.state = ReaderState.FAILED
 
     def _put(self, frame: Frame) -> bool:
         """Hand over a frame; False when the reader was closed."""
         if not self._buffer.put(frame):
             return False
         self.read += 1
+        self.alive_s = frame.captured_s
         self._ready.set()
         return True
 

@@ -125,13 +125,14 @@ class FrameCounts:
     """What became of frames.
 
     Attributes:
-        read: Decoded; each was scored, dropped, stale, late, or still waiting when the watch stopped.
+        read: Decoded; each was scored, dropped, stale, late, a misfit, or still waiting when the watch stopped.
         scored: Decided on.
         dropped: Of a live source, replaced by a newer one before their turn.
         stale: Too old when they came or when it was their turn.
         late: Given up because the latency budget could not be kept any more.
+        misfit: Given up because they have not the size that the view was made for.
         missed: Decided on, but after the latency budget.
-        bad: Frames or pictures that could not be decoded, or have not the size that the view was made for.
+        bad: Frames or pictures that could not be decoded.
         skipped: Beyond the frame rate that is wanted; not decoded, not among those read.
     """
 
@@ -140,6 +141,7 @@ class FrameCounts:
     dropped: int = 0
     stale: int = 0
     late: int = 0
+    misfit: int = 0
     missed: int = 0
     bad: int = 0
     skipped: int = 0
@@ -204,7 +206,6 @@ class _Watched:
     tracker: EventTracker
     condition: ConditionTracker
     drift: ConditionTracker
-    alive_s: float
     scored: int = 0
     late: int = 0
     missed: int = 0
@@ -276,7 +277,6 @@ class Watcher:
                 ),
                 ConditionTracker(camera.name, EventKind.CAMERA, new_id=new_id),
                 ConditionTracker(camera.name, EventKind.DRIFT, new_id=new_id),
-                alive_s=clock(),
             )
             for camera in cameras
         ]
@@ -305,14 +305,17 @@ class Watcher:
         self._stopping.set()
         self._ready.set()
 
-    def run(self, *, max_frames: int | None = None) -> None:
+    def run(self, *, max_frames: int | None = None, waits_for_cameras: bool = False) -> None:
         """Watch until every source is finished, ``max_frames`` were scored, or an exception such as Ctrl-C.
 
         In each case the readers are stopped and open events ended before it returns or raises.
+
+        Args:
+            max_frames: None sets no limit.
+            waits_for_cameras: Go on with cameras that never delivered, though nothing else does.
         """
         try:
             for watched in self._watched:
-                watched.alive_s = self._clock()
                 watched.reader.start(self._ready)
             while not self._stopping.is_set():
                 self._ready.clear()  # Before looking: what comes in while we look is not missed.
@@ -321,8 +324,8 @@ class Watcher:
                     self._score(taken)
                 if all(watched.is_finished for watched in self._watched):
                     return
-                if all(watched.is_finished or watched.reader.is_in_doubt for watched in self._watched):
-                    for watched in self._watched:  # Nothing delivers; while something does, they are waited for.
+                if not waits_for_cameras and self._is_nothing_there():
+                    for watched in self._watched:
                         watched.reader.stop()
                 if max_frames is not None and self.scored >= max_frames:
                     return
@@ -330,6 +333,10 @@ class Watcher:
                     self._ready.wait(1.0)  # To see also that nothing comes.
         finally:
             self._stop()
+
+    def _is_nothing_there(self) -> bool:
+        """Whether nothing delivers, and hardly will; while something does, the rest is waited for."""
+        return all(watched.is_finished or watched.reader.is_in_doubt for watched in self._watched)
 
     def summary(self) -> WatchSummary:
         """Counters and latencies so far."""
@@ -362,15 +369,17 @@ class Watcher:
             return None
         frame = reader.take()
         if frame is not None:
-            watched.alive_s = frame.captured_s
             if self._is_late(watched.camera, frame):
                 watched.late += 1
                 return None
             return frame if self._fits(watched, frame) else None
         if reader.is_finished:
             self._finish(watched)
-        elif reader.source.is_live and self._clock() - watched.alive_s > _LOST_AFTER_S:
-            self._see_condition(watched, "lost", f"no picture for {_LOST_AFTER_S:g} s ({reader.state.value})", None)
+        elif reader.source.is_live or reader.state is ReaderState.WAITING:
+            if self._clock() - reader.alive_s > _LOST_AFTER_S:
+                self._see_condition(watched, "lost", f"no picture for {_LOST_AFTER_S:g} s ({reader.state.value})", None)
+        elif watched.condition.condition == "lost":
+            self._see_condition(watched, "", "", None)  # A folder is back before its next picture comes.
         return None
 
     def _fits(self, watched: _Watched, frame: Frame) -> bool:
@@ -455,8 +464,6 @@ class Watcher:
         self._pass_on_notices(reader)
         self._end_anomaly(watched)
         if reader.error is not None:
-            if not isinstance(reader.error, MeliadError):
-                raise reader.error
             if reader.source.is_live:
                 self._see_condition(watched, "lost", str(reader.error), None)
             self._on_failure(reader.source.name, reader.error)
@@ -475,7 +482,7 @@ class Watcher:
                     self._on_event(event)
             reader = watched.reader
             reader.join(_CLOSE_TIMEOUT_S)
-            if not watched.is_finished and isinstance(reader.error, MeliadError):
+            if not watched.is_finished and reader.error is not None:
                 self._on_failure(reader.source.name, reader.error)
 
 
@@ -490,12 +497,13 @@ def _summarise_source(watched: _Watched) -> SourceSummary:
             dropped=reader.dropped,
             stale=reader.stale + reader.old_on_arrival,
             late=watched.late,
+            misfit=watched.misfits,
             missed=watched.missed,
-            bad=reader.bad + watched.misfits,
+            bad=reader.bad,
             skipped=reader.skipped,
         ),
         events=watched.events,
         reconnects=reader.reconnects,
         is_truncated=reader.is_truncated,
-        error=reader.error if isinstance(reader.error, MeliadError) else None,
+        error=reader.error,
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -413,6 +414,33 @@ def test_missing_and_broken_masks(tmp_path: Path, refuses: Any) -> None:
 
 def names(paths: list[Path], root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in paths]
+
+
+def test_a_folder_that_is_removed_meanwhile_is_left_out(make_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_files("1.png", "day/2.png", "night/3.png")
+    real_path = os.path.realpath
+
+    def remove_a_folder(path: str) -> str:
+        if path == str(root):
+            shutil.rmtree(root / "day")
+        return real_path(path)
+
+    monkeypatch.setattr(os.path, "realpath", remove_a_folder)
+    assert names(find_images(str(root)), root) == ["1.png", "night/3.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(make_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_files("1.png", "day/2.png")
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path == str(root / "day"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="cannot list folder .*day: Permission denied"):
+        find_images(str(root))
 
 
 def test_find_in_a_folder_is_recursive_sorted_and_skips_what_is_hidden(make_files: Any) -> None:

@@ -278,6 +278,10 @@ def test_a_watch_that_fails_on_probation_goes_back(
     assert "gave up the new model: watch failed 3 times on probation, last with exit code 7: " in outcome.error_line
     assert device.running() == ("metal", 3)
     assert "version 4 was given up: watch failed 3 times" in invoke("status", device.name).err
+    outcome = flash(device, make_bundle(4), "--source", "rtsp://no..camera/live", "--probation", 30)
+    assert outcome.code == 11
+    assert "last with exit code 7: rtsp://no..camera/live: the address is not valid" in outcome.error_line
+    assert device.running() == ("metal", 3)
 
 
 def test_a_missed_budget_is_refused(device: Any, flash: Any, make_bundle: Any) -> None:

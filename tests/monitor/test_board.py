@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,10 @@ from meliad_edge.events import EventKind
 from meliad_edge.monitor.board import ScorePoint
 from meliad_edge.monitor.liveness import STALLED_AFTER_S, Liveness
 from meliad_edge.monitor.web.cameras import thin
+from meliad_edge.runtime.view import Box, View
+from meliad_edge.stream.frames import Frame
 from meliad_edge.stream.reader import ReaderState
+from meliad_edge.stream.watcher import Camera, Watcher
 
 
 def status(watch: Any, name: str) -> Any:
@@ -124,6 +128,24 @@ def test_a_camera_that_is_lost_is_no_stall(watch: Any, hang: Callable[[Any], Non
     for _ in range(10):
         watch.now_s += STALLED_AFTER_S
         assert liveness.is_alive
+
+
+def test_frames_that_do_not_fit_the_view_are_no_stall(watch: Any, pictures: Any) -> None:
+    reader = watch.readers["belt"]
+    watcher = watch.board.watcher = Watcher(
+        watch.predictor,
+        [Camera(reader, view=View(region=Box(0, 0, 500, 500)))],
+        on_event=watch.publish,
+        on_notice=watch.board.record_notice,
+        on_failure=lambda name, error: None,
+    )
+    liveness = Liveness(watch.board, clock=lambda: watch.now_s)
+    for number in range(3):
+        reader._put(Frame("belt", number, time.monotonic(), pictures(40), 0.001))
+        assert watcher._take_turns(1) == []
+        watch.now_s += STALLED_AFTER_S
+        assert liveness.is_alive
+    assert watcher.summary().frames.misfit == 3
 
 
 def test_a_first_frame_after_a_long_silence_is_no_stall(watch: Any, hang: Callable[[Any], None]) -> None:

@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,39 @@ def test_it_stops_while_somebody_looks_and_starts_again(watch: Any, pictures: An
     assert again.start() == url
     assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
     again.stop()
+
+
+def is_open(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(4096) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+def test_connections_that_ask_nothing_give_their_place_to_those_that_do(watch: Any, pictures: Any, site: Any) -> None:
+    watch.decide("belt", pictures(40))
+    host, port = site.url.removeprefix("http://").split(":")
+    half = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    with (
+        site.client() as client,
+        client.stream("GET", "/api/v1/cameras/0/live.mjpg") as live,
+        ExitStack() as stack,
+    ):
+        parts = live.iter_bytes()
+        assert b"image/jpeg" in next(parts)
+        idle = []
+        for number in range(300):
+            idle.append(stack.enter_context(socket.create_connection((host, int(port)))))
+            idle[-1].sendall((b"", b"GET /", half)[number % 3])
+            if number in (140, 299):
+                assert site.get("/healthz").status_code == 200
+        assert [is_open(connection) for connection in idle[:100]] == [False] * 100
+        assert sum(is_open(connection) for connection in idle) < 128
+        watch.decide("belt", pictures(41))
+        assert b"image/jpeg" in next(parts)  # Whoever looks stays.
 
 
 def test_with_a_certificate_it_is_https(locked_site: Any, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class CellEngine:
 
 
 class Manifest:
+    grid_hw = (4, 4)
     top_cells: int | None = TOP_CELLS
     detector = "cells"
 
@@ -158,6 +159,24 @@ def test_a_score_that_is_not_read_off_the_map_cannot_be_masked(predictor: Predic
     assert tiled.score > 0
     with pytest.raises(UsageError, match="nothing can be masked"):
         predictor.predict_all([(picture(), View(ignored=np.eye(64, 96, dtype=np.uint8)))])
+    with pytest.raises(UsageError, match="nothing can be masked"):
+        predictor.check_mask(View(ignored=np.eye(64, 96, dtype=np.uint8)))
+
+
+def test_a_mask_is_checked_before_the_first_picture(predictor: Predictor) -> None:
+    stripes = np.ones((64, 96), np.uint8)
+    stripes[:, ::3] = 0  # A third is free, but of no cell half.
+    with pytest.raises(UsageError, match="covers all that is looked at"):
+        predictor.check_mask(View(ignored=stripes))
+    stripes[:24, :24] = 0
+    predictor.check_mask(View(ignored=stripes))
+    with pytest.raises(UsageError, match="covers all that is looked at"):
+        predictor.check_mask(View(region=Box(24, 0, 72, 64), ignored=stripes))
+    stripes[:] = 1
+    stripes[:8, :12] = 0  # Half a cell's height and width of the whole, a cell of four tiles.
+    with pytest.raises(UsageError, match="covers all that is looked at"):
+        predictor.check_mask(View(ignored=stripes))
+    predictor.check_mask(View(tiles=(2, 2), ignored=stripes))
 
 
 def test_the_picture_of_a_decision_is_drawn_where_the_view_is(tmp_path: Path, predictor: Predictor) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 
 from meliad_edge.errors import SourceError
 from meliad_edge.stream.backoff import Backoff
-from meliad_edge.stream.camera import FIRST_ATTEMPTS, CameraReader
+from meliad_edge.stream.camera import AUTH_DELAY_S, FIRST_ATTEMPTS, CameraReader
 from meliad_edge.stream.capture import Capture, Grab, VideoCapture
 from meliad_edge.stream.failures import Failure, FailureKind, diagnose
 from meliad_edge.stream.reader import ReaderState
@@ -134,12 +138,20 @@ def test_a_camera_that_is_there_at_last_is_in_doubt_no_more() -> None:
     assert (reader.read, reader.is_in_doubt, reader.state) == (1, False, ReaderState.ENDED)
 
 
-def test_a_camera_that_was_there_is_never_given_up_unless_it_refuses_the_credentials() -> None:
-    script = Script(ScriptedVideo(1), *[REFUSED, NOT_FOUND] * 50, AUTH)
+def test_a_camera_that_was_there_is_never_given_up() -> None:
+    script = Script(ScriptedVideo(1), *[REFUSED, NOT_FOUND] * 50)
     reader = script.run()
     assert len(script.delays_s) == 101
     assert max(script.delays_s) <= 30.0
-    assert reader.state is ReaderState.FAILED
+    assert (reader.state, reader.error) == (ReaderState.ENDED, None)
+
+
+def test_a_camera_that_was_there_and_refuses_the_credentials_is_tried_so_rarely_that_it_locks_no_account() -> None:
+    script = Script(ScriptedVideo(1), AUTH, AUTH, ScriptedVideo(1))
+    reader = script.run()
+    assert (reader.read, reader.error) == (2, None)
+    assert script.delays_s[1:3] == [AUTH_DELAY_S, AUTH_DELAY_S]
+    assert script.delays_s[3] <= 0.5
 
 
 def test_an_old_frame_is_counted_and_not_scored() -> None:
@@ -267,14 +279,56 @@ def test_real_servers_are_diagnosed(mjpeg_server: Any) -> None:
     assert kind_at("v4l2:///dev/no-such-video") is FailureKind.NOT_FOUND
 
 
-def test_a_server_that_never_answers_is_a_timeout() -> None:
-    import socket
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_what_may_not_be_opened_is_no_matter_of_the_password(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
 
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for url in ("v4l2:///dev/null", "rtsp://cam.local/live"):
+        failure = diagnose(parse_source(url))
+        assert failure.kind is FailureKind.PERMISSION
+        assert str(failure.to_error(parse_source(url))).startswith(f"{url}: no permission to read it; check its perm")
+
+
+def test_a_host_that_cannot_be_looked_up_now_may_be_there_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    for scheme in ("http", "rtsp"):
+        assert diagnose(parse_source(f"{scheme}://cam.local/live")).kind is FailureKind.TIMEOUT
+
+
+def test_a_server_that_never_answers_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/live"
         assert diagnose(parse_source(url), timeout_s=0.1).kind is FailureKind.TIMEOUT
         http_url = url.replace("rtsp", "http")
         assert diagnose(parse_source(http_url), timeout_s=0.1).kind is FailureKind.TIMEOUT
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b""])
+def test_a_server_that_speaks_something_else_is_diagnosed(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(2):
+                with server.accept()[0] as connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        for scheme in ("http", "rtsp"):
+            url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/live"
+            assert diagnose(parse_source(url)).kind is FailureKind.REFUSED
+
+
+@pytest.mark.parametrize("host", ["cam..local", "c" * 64 + ".local"])
+def test_a_host_that_can_have_no_such_name_is_not_found(host: str) -> None:
+    for scheme in ("http", "rtsp"):
+        assert diagnose(parse_source(f"{scheme}://{host}/live")).kind is FailureKind.NOT_FOUND
 
 
 def test_credentials_reach_a_real_server_and_nothing_else(mjpeg_server: Any) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from meliad_edge.data.images import list_images
 from meliad_edge.errors import DataError, SourceError, UsageError
+from meliad_edge.stream import files
 from meliad_edge.stream.files import FollowedImageReader
 from meliad_edge.stream.frames import Frame
 from meliad_edge.stream.reader import Reader, ReaderState
@@ -87,6 +91,14 @@ def test_a_video_that_never_opens_is_an_error(tmp_path: Path, content: bytes | N
     assert reader.state is ReaderState.FAILED
     with pytest.raises(SourceError, match=message):
         raise reader.error or AssertionError
+
+
+@pytest.mark.parametrize("size_hw", [(520, 16_400), (528, 16)])
+def test_pictures_of_a_size_that_no_camera_has_are_bad(write_video: WriteVideo, size_hw: tuple[int, int]) -> None:
+    frames, reader = read_source(write_video("belt.avi", [10] * 3, size_hw))
+    assert (frames, reader.bad, reader.state) == ([], 3, ReaderState.FAILED)
+    frames, _ = read_source(write_video("long.avi", [10] * 3, (512, 16)))
+    assert len(frames) == 3
 
 
 def test_a_video_without_frames_is_an_error(write_video: WriteVideo) -> None:
@@ -229,6 +241,58 @@ def test_a_name_that_is_used_again_is_a_new_picture(tmp_path: Path) -> None:
     write_picture(path)
     names, _ = follow(tmp_path, nothing, path.unlink, lambda: write_picture(path), nothing, nothing)
     assert names == ["part.png", "part.png"]
+
+
+class Share:
+    """Lists pictures as long as no fault is set."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+
+    def fail(self, fault: Exception | None) -> Callable[[], None]:
+        return lambda: setattr(self, "fault", fault)
+
+    def list_images(self, path_or_glob: str) -> list[Path]:
+        if self.fault is not None:
+            raise self.fault
+        return list_images(path_or_glob)
+
+
+@pytest.fixture
+def share(monkeypatch: pytest.MonkeyPatch) -> Share:
+    share = Share()
+    monkeypatch.setattr(files, "list_images", share.list_images)
+    return share
+
+
+def test_a_share_that_cannot_be_listed_is_waited_for(tmp_path: Path, share: Share) -> None:
+    write_picture(tmp_path / "1.png")
+    names, reader = follow(
+        tmp_path, nothing, share.fail(OSError(errno.ESTALE, "Stale file handle")), nothing,
+        share.fail(DataError("cannot list folder")), nothing,
+        share.fail(None), lambda: write_picture(tmp_path / "2.png"), nothing, nothing,
+    )  # fmt: skip
+    assert (names, reader.state, reader.error) == (["1.png", "2.png"], ReaderState.ENDED, None)
+    (notice,) = (notice for notice in reader.notices if "listed again" in notice)
+    assert "Stale file handle" in notice
+
+
+def test_pictures_are_not_judged_again_when_an_empty_folder_stood_in_for_them(tmp_path: Path) -> None:
+    folder, away = tmp_path / "share", tmp_path / "away"
+    folder.mkdir()
+    write_picture(folder / "1.png")
+    names, reader = follow(
+        folder, nothing, lambda: folder.rename(away), folder.mkdir, nothing, folder.rmdir, lambda: away.rename(folder),
+        nothing, nothing, lambda: write_picture(folder / "1.png"), nothing, nothing,
+    )  # fmt: skip
+    assert (names, reader.error) == (["1.png", "1.png"], None)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="this Python takes any pattern")
+def test_a_wrong_pattern_is_an_error_that_no_waiting_mends(tmp_path: Path) -> None:
+    (tmp_path / "cam").mkdir()
+    _, reader = follow(tmp_path / "cam" / "a**b.png", nothing)
+    assert "cannot use the pattern" in str(reader.error)
 
 
 def test_a_glob_is_followed_too(tmp_path: Path) -> None:

@@ -178,7 +178,8 @@ def test_credentials(serve: Serve, kind: str) -> None:
 
 
 def test_a_stream_that_is_not_there_is_not_found(serve: Serve) -> None:
-    camera = CameraReader(parse_source(f"rtsp://127.0.0.1:{serve()}/nothing"))
+    camera = CameraReader(parse_source(f"rtsp://127.0.0.1:{serve()}/nothing"), wait=lambda delay_s: True)
     camera._run()
+    assert camera.is_in_doubt
     assert camera.state is ReaderState.FAILED
     assert "no such stream (404)" in str(camera.error)

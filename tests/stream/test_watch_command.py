@@ -61,7 +61,7 @@ def test_json_is_one_object_per_event_and_the_summary_last(watch: Run, write_vid
     assert (event["type"], event["source"], event["first_frame"]) == ("event", "belt.avi", 8)
     assert summary["type"] == "summary"
     assert summary["frames"] == {
-        "read": 22, "scored": 22, "dropped": 0, "stale": 0, "late": 0, "missed": 0, "bad": 0, "skipped": 0
+        "read": 22, "scored": 22, "dropped": 0, "stale": 0, "late": 0, "misfit": 0, "missed": 0, "bad": 0, "skipped": 0
     }  # fmt: skip
     assert summary["events"] == 1
     assert set(summary["latency"]["frame_to_decision"]) >= {"p50_ms", "p90_ms", "p95_ms", "p99_ms", "cov", "count"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 
 from meliad_edge.event_store import EventStore
@@ -108,6 +109,23 @@ def test_a_camera_file_names_what_is_watched(
     records = [json.loads(line) for line in outcome.out.splitlines()]
     assert (records[0]["camera"], records[0]["first_frame"], records[0]["last_frame"]) == ("line 3", 8, 8)
     assert invoke("watch", bundle).code == 2
+
+
+def test_a_camera_whose_mask_leaves_nothing_free_is_given_up_and_the_others_are_watched(
+    bundle: Path, write_video: WriteVideo, tmp_path: Path, invoke: Any
+) -> None:
+    for name in ("a", "b"):
+        write_video(f"{name}.avi", LEVELS)
+    cv2.imwrite(str(tmp_path / "mask.png"), np.full((48, 64), 255, np.uint8))
+    config = tmp_path / "cameras.toml"
+    config.write_text(
+        f'[[camera]]\nsource = "{tmp_path}/a.avi"\nmask = "mask.png"\n[[camera]]\nsource = "{tmp_path}/b.avi"'
+    )
+    outcome = invoke("watch", bundle, "--config", config, "--json")
+    assert outcome.code == 9, outcome.err
+    assert "a.avi      the mask covers all that is looked at; leave something free" in outcome.err
+    (source,) = json.loads(outcome.out.splitlines()[-1])["sources"]
+    assert (source["name"], source["frames"]["scored"]) == ("b.avi", len(LEVELS))
 
 
 def test_credentials_for_a_camera_that_is_not_there_are_a_typing_error(

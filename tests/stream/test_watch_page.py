@@ -92,6 +92,20 @@ def test_a_running_watch_is_seen_judged_and_moved(bundle: Path, mjpeg_server: An
         assert process.wait(30) == 0
 
 
+def test_a_watch_that_is_left_alone_waits_for_its_cameras(bundle: Path, mjpeg_server: Any, invoke: Any) -> None:
+    mjpeg_server.path = "/later"
+    for arguments in ((), ("--serve", "0", "--needs-camera")):
+        outcome = invoke("watch", bundle, mjpeg_server.url, *arguments)
+        assert (outcome.code, "the server has no such stream (404)" in outcome.err) == (7, True)
+    asked = mjpeg_server.unknown
+    with served_watch(bundle, mjpeg_server.url) as (url, process):
+        wait_for(lambda: mjpeg_server.unknown >= asked + 5)
+        mjpeg_server.path = "/live"
+        wait_for(lambda: json.loads(get(f"{url}/api/v1/cameras"))["cameras"][0]["state"] == "streaming")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
 def test_other_machines_need_a_token(bundle: Path, mjpeg_server: Any, tmp_path: Path, invoke: Any) -> None:
     outcome = invoke("watch", bundle, mjpeg_server.url, "--serve", "0.0.0.0:0", "--max-frames", 1)
     assert outcome.code == 2 and "give --token-file FILE" in outcome.err

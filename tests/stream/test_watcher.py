@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,9 @@ from meliad_edge.events import Event, EventState, Window
 from meliad_edge.runtime.view import Box, View
 from meliad_edge.stream.backoff import Backoff
 from meliad_edge.stream.camera import CameraReader
+from meliad_edge.stream.capture import Capture, Grab
 from meliad_edge.stream.failures import Failure, FailureKind
+from meliad_edge.stream.files import FollowedImageReader
 from meliad_edge.stream.frames import Frame
 from meliad_edge.stream.reader import Reader, ReaderState
 from meliad_edge.stream.sources import open_source
@@ -157,6 +159,20 @@ def test_cameras_that_are_not_there_are_given_up_when_nothing_delivers_any_more(
     assert sorted(name for name, _ in watched.failures) == sorted(camera.source.name for camera in absent)
 
 
+def test_a_watch_that_waits_for_its_cameras_goes_on_until_one_is_there(predictor: Any) -> None:
+    absent, late = absent_camera("b"), ScriptedReader("a", time.monotonic)
+    late.is_in_doubt = True
+    watched = Watched(predictor, absent, late)
+    running = threading.Thread(target=lambda: watched.watcher.run(max_frames=1, waits_for_cameras=True))
+    running.start()
+    wait_until(lambda: absent.is_in_doubt)
+    running.join(1.5)  # Longer than the frame loop waits before it looks again.
+    assert running.is_alive() and watched.failures == []
+    late.put(GOOD, time.monotonic())
+    running.join(20)
+    assert watched.watcher.scored == 1
+
+
 def test_stops_after_max_frames_and_ends_what_is_open(write_video: WriteVideo, predictor: Any) -> None:
     watched = Watched(predictor, write_video("a.avi", [BAD] * 90))
     watched.watcher.run(max_frames=7)
@@ -178,13 +194,24 @@ def test_an_interrupt_ends_readers_and_events_and_leaves_the_summary(write_video
     assert not any(reader._thread.is_alive() for reader in watched.readers)
 
 
-def test_a_bug_in_a_reader_is_not_swallowed(
-    write_video: WriteVideo, predictor: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_bug_in_a_reader_ends_its_camera_alone_and_is_not_swallowed(
+    write_video: WriteVideo, predictor: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watched = Watched(predictor, write_video("a.avi", [GOOD] * 3))
-    monkeypatch.setattr(watched.readers[0], "_read_frames", lambda: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
-        watched.watcher.run()
+    def fail() -> None:
+        raise ValueError("rtsp://me:S3CR3T@cam/live")
+
+    watched = Watched(predictor, "rtsp://cam/live", write_video("b.avi", [GOOD] * 6))
+    monkeypatch.setattr(watched.readers[0], "_read_frames", fail)
+    watched.watcher.run()
+    ((name, error),) = watched.failures
+    assert (name, str(error)) == ("cam/live", "rtsp://cam/live: failed with an unexpected ValueError; report it")
+    assert isinstance(error.__cause__, ValueError)
+    assert "in fail" in caplog.text and "S3CR3T" not in caplog.text
+    assert [(event.condition, event.state) for event in watched.events] == [
+        ("lost", EventState.NEW), ("lost", EventState.END)
+    ]  # fmt: skip
+    assert watched.watcher.summary().sources[1].frames.scored == 6
+    caplog.clear()
 
 
 def test_a_live_source_that_is_faster_than_the_model(mjpeg_server: Any, slow_predictor: Any) -> None:
@@ -270,7 +297,7 @@ def step(watcher: Watcher) -> int:
     return len(taken)
 
 
-def by_hand(readers: list[ScriptedReader], clock: Clock, predictor: Any, **options: Any) -> tuple[Watcher, list[Event]]:
+def by_hand(readers: Sequence[Reader], clock: Clock, predictor: Any, **options: Any) -> tuple[Watcher, list[Event]]:
     events: list[Event] = []
     watcher = Watcher(
         predictor,
@@ -343,6 +370,66 @@ def test_a_camera_that_delivers_nothing_is_lost_until_it_does(predictor: Any) ->
     assert [(e.state.value, e.condition) for e in events[1:]] == [("end", "lost")]
 
 
+def test_a_followed_folder_that_cannot_be_listed_is_lost_until_it_can(predictor: Any, tmp_path: Path) -> None:
+    clock = Clock()
+    reader = FollowedImageReader(parse_source(str(tmp_path)), clock=clock)
+    watcher, events = by_hand([reader], clock, predictor)
+    reader.state = ReaderState.STREAMING
+    clock.now_s += 3600.0
+    step(watcher)
+    assert events == []  # No picture came, and none need come.
+    reader.alive_s = clock.now_s
+    reader.state = ReaderState.WAITING
+    for expected in ([], ["new"], ["new"]):
+        clock.now_s += 3.0
+        step(watcher)
+        assert [event.state.value for event in events if event.condition == "lost"] == expected
+    reader.state = ReaderState.STREAMING
+    step(watcher)
+    assert [event.state.value for event in events] == ["new", "end"]
+
+
+class SteppedVideo:
+    """A frame every second of a clock, before each of which something is done; lost after so many seconds."""
+
+    announced_frames, description = None, "8x8"
+
+    def __init__(self, clock: Clock, level: int, seconds: int, before: Callable[[], object]) -> None:
+        self._clock, self._level, self._before = clock, level, before
+        self._end_s = clock.now_s + seconds
+
+    def read(self, is_wanted: Callable[[Grab], bool]) -> Capture | Failure | None:
+        self._before()
+        self._clock.now_s += 1.0
+        now_s = self._clock.now_s
+        if now_s > self._end_s:
+            return Failure(FailureKind.ENDED, "the stream ended")
+        if not is_wanted(Grab(now_s, now_s, None)):
+            return None
+        return Capture(np.full((8, 8, 3), self._level, np.uint8), now_s, now_s, now_s)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_camera_of_which_few_frames_are_wanted_is_not_lost_between_them(predictor: Any) -> None:
+    clock = Clock()
+    reader = CameraReader(
+        parse_source("rtsp://cam/live"),
+        clock=clock,
+        max_fps=0.1,
+        wait=lambda delay_s: True,
+        connect=lambda source: SteppedVideo(clock, BAD, 60, before=lambda: step(watcher)),
+    )
+    watcher, events = by_hand([reader], clock, predictor)
+    reader._run()
+    assert [(event.kind.value, event.state.value) for event in events] == [("anomaly", "new")]
+    clock.now_s += 6.0
+    reader.state = ReaderState.WAITING
+    step(watcher)
+    assert events[-2].condition == "lost"
+
+
 class BlackMonitor:
     """Calls a frame below 5 black."""
 
@@ -387,4 +474,4 @@ def test_a_camera_whose_resolution_leaves_its_view_is_not_judged_until_it_is_bac
     assert (event.condition, event.state) == ("resolution", EventState.NEW)
     assert "does not lie in the picture, which is 8x8" in event.detail
     frames = other_watcher.summary().frames
-    assert (frames.read, frames.scored, frames.bad) == (1, 0, 1)
+    assert (frames.read, frames.scored, frames.misfit, frames.bad) == (1, 0, 1, 0)

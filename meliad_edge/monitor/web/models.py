@@ -31,7 +31,7 @@ class About(BaseModel):
 
 
 class Frames(BaseModel):
-    """What became of frames: those read were scored, dropped, stale or late; missed ones were scored too late."""
+    """What became of frames: those read were scored, dropped, stale, late or misfits; missed ones scored too late."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -40,6 +40,7 @@ class Frames(BaseModel):
     dropped: int
     stale: int
     late: int
+    misfit: int
     missed: int
     bad: int
     skipped: int

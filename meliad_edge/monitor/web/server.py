@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from meliad_edge.errors import UsageError
 
@@ -60,7 +62,7 @@ class WebServer:
         """
         config = uvicorn.Config(
             self._app,
-            http="h11",
+            http=_Connection,
             loop="asyncio",
             ws="none",
             lifespan="on",
@@ -70,6 +72,7 @@ class WebServer:
             server_header=False,
             proxy_headers=False,
             limit_concurrency=_MOST_CONNECTIONS,
+            backlog=_MOST_CONNECTIONS,  # So many are accepted at once, before any of them can be closed.
             timeout_graceful_shutdown=_STOP_TIMEOUT_S,
             ssl_certfile=self._certificate,
             ssl_keyfile=self._key,
@@ -132,6 +135,28 @@ class WebServer:
         host = socket.gethostname() if address.is_unspecified else self._host
         scheme = "http" if self._certificate is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+
+
+class _Connection(H11Protocol):
+    """Closed for a newer one when there are too many and it has waited longest for a whole request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._waits_since_s = self.loop.time()
+        if len(self.connections) >= _MOST_CONNECTIONS:
+            others = [one for one in self.connections if isinstance(one, _Connection) and one is not self]
+            if waiting := [one for one in others if one._is_waiting]:
+                longest = min(waiting, key=lambda one: one._waits_since_s)
+                self.connections.discard(longest)  # It is lost only in the next round of the loop.
+                longest.transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._waits_since_s = self.loop.time()
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self.cycle is None or self.cycle.more_body or self.cycle.response_complete
 
 
 class _Server(uvicorn.Server):
