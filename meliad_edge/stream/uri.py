@@ -78,7 +78,7 @@ def parse_source(text: str) -> SourceUri:
         text: A path, folder, glob, or an address with one of the known schemes.
 
     Raises:
-        SourceError: Unknown scheme, or an address that lacks what its scheme needs.
+        SourceError: Unknown scheme, an address that lacks what its scheme needs, or a path that cannot be looked up.
     """
     match = _SCHEME.match(text)
     if match is None:
@@ -125,8 +125,13 @@ def _parse_path(text: str, shown: str) -> SourceUri:
         msg = f"the source {shown!r} is empty; give {_KNOWN}"
         raise SourceError(msg)
     path = Path(text)
-    is_glob = bool(set("*?[") & set(text)) and not path.exists()
-    if is_glob or path.is_dir():
+    try:
+        is_glob = bool(set("*?[") & set(text)) and not path.exists()
+        is_folder = path.is_dir()
+    except OSError as error:  # As of a share whose server is away; a path that is not there is no error yet.
+        msg = f"{shown}: {error.strerror}; check that the place can be reached"
+        raise SourceError(msg) from error
+    if is_glob or is_folder:
         return SourceUri(SourceKind.IMAGES, name=text if is_glob else path.resolve().name, shown=shown, address=text)
     kind = SourceKind.IMAGES if path.suffix.lower() in IMAGE_SUFFIXES else SourceKind.VIDEO
     return SourceUri(kind, name=path.name, shown=shown, address=text)

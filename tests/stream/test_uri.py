@@ -45,6 +45,11 @@ def test_a_folder_is_images_and_a_file_with_brackets_is_a_file(tmp_path: Path) -
     assert parse_source(str(odd)).kind is SourceKind.VIDEO
 
 
+def test_a_path_that_cannot_be_looked_up_is_refused() -> None:
+    with pytest.raises(SourceError, match="File name too long; check that the place can be reached"):
+        parse_source("x" * 300)
+
+
 def test_csi_becomes_a_gstreamer_pipeline_and_is_refused_without_gstreamer() -> None:
     cv2 = pytest.importorskip("cv2")
     source = parse_source("csi://1")
