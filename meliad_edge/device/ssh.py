@@ -85,8 +85,9 @@ class Link:
         answer: Any = None
         with _classified(self.address):
             async with self._connection.create_process(command, encoding=None) as process:
-                process.stdin.write(data)
-                process.stdin.write_eof()
+                with suppress(BrokenPipeError):  # it has ended before it read; why, is in what follows
+                    process.stdin.write(data)
+                    process.stdin.write_eof()
                 async for line in process.stdout:
                     value = _parse(line)
                     if on_line is not None and isinstance(value, dict) and "step" in value:
