@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from meliad_edge import strict_json
 from meliad_edge.errors import DataError, UsageError
+from meliad_edge.event_retention import Retention, TriedClock, remove_beyond, remove_changes, remove_old
 
 _logger = logging.getLogger(__name__)
 
@@ -35,14 +35,6 @@ DATABASE = "events.sqlite"
 LOCK = "watch.lock"
 SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 10.0
-# The beginning of 2020. A device without a clock of its own starts in 1970: the age of such events is not known.
-_CLOCK_WAS_SET_S = 1_577_836_800.0
-# A clock that jumps, or that has just started, may be wrong by years; one that has not for so long is believed.
-_CLOCK_TRIAL_S = 3600.0
-# Nobody keeps events to the minute.
-_CLOCK_JUMP_S = 600.0
-# Beyond it judged events leave before others do, else no new event would be there long enough to be looked at.
-_JUDGED_SHARE = 0.75
 _PARTIAL = ".partial"
 # What ``events.new_event_id`` gives: nothing else in the folder is ever removed.
 _EVENT_ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{6}")
@@ -69,22 +61,6 @@ class Verdict(Enum):
 
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How much is kept; judged events leave last, because the next fit needs them, up to three quarters of the space.
-
-    Attributes:
-        max_bytes: Of all pictures together.
-        max_age_s: Of events that nobody judged.
-        max_changes: State changes kept for destinations that cannot be reached; a day of one change a second. The
-            latest change of every event that is kept comes on top.
-    """
-
-    max_bytes: int = 10 * 2**30
-    max_age_s: float = 30 * 86_400.0
-    max_changes: int = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +133,7 @@ class EventStore:
     ) -> None:
         self.folder = folder
         self._retention = retention or Retention()
-        self._clock = clock
-        self._monotonic_clock = monotonic_clock
-        self._clock_set_s = monotonic_clock()  # As far as it is known; an unset clock may be corrected at any time.
-        self._clock_offset_s = clock() - self._clock_set_s
+        self._clock = TriedClock(clock, monotonic_clock)
         self._connections = threading.local()
         self._has_changed = threading.Condition()
         self._revision = 0
@@ -412,23 +385,16 @@ class EventStore:
         """
         limits = self._retention
         with self._transaction() as database:
-            old = []
-            if self._is_clock_steady():
-                old = database.execute(
-                    "SELECT id FROM events WHERE verdict IS NULL AND state = 'end' AND last_seen BETWEEN ? AND ?",
-                    (_CLOCK_WAS_SET_S, self._clock() - limits.max_age_s),
-                ).fetchall()
-            database.executemany("DELETE FROM events WHERE id = ?", old)
-            surplus = _beyond_size(database, limits.max_bytes)
-            database.executemany("DELETE FROM events WHERE id = ?", [(event_id,) for event_id, _ in surplus])
-            _prune_changes(database, limits.max_changes)
-        if judged := sum(is_judged for _, is_judged in surplus):
+            old = remove_old(database, self._clock() - limits.max_age_s) if self._clock.is_steady() else []
+            surplus, judged = remove_beyond(database, limits.max_bytes)
+            remove_changes(database, limits.max_changes)
+        if judged:
             _logger.warning(
                 "%s: %d of the oldest judged events removed, they left no room for new ones; allow more with --keep-gb",
                 self.folder,
                 judged,
             )
-        removed = [event_id for event_id, *_ in (*old, *surplus)]
+        removed = [*old, *surplus]
         for event_id in removed:
             shutil.rmtree(self.folder / event_id, ignore_errors=True)
         return len(removed)
@@ -439,14 +405,6 @@ class EventStore:
         if database is not None:
             database.close()
             del self._connections.database
-
-    def _is_clock_steady(self) -> bool:
-        """Whether the clock has gone on without a jump for long enough to be believed."""
-        monotonic_s = self._monotonic_clock()
-        offset_s = self._clock() - monotonic_s
-        if abs(offset_s - self._clock_offset_s) > _CLOCK_JUMP_S:
-            self._clock_offset_s, self._clock_set_s = offset_s, monotonic_s
-        return monotonic_s - self._clock_set_s >= _CLOCK_TRIAL_S
 
     def _write_files(self, event_id: str, files: Mapping[str, bytes]) -> None:
         if not files:
@@ -566,45 +524,6 @@ def _create_or_check(database: sqlite3.Connection, folder: Path) -> None:
     elif version != SCHEMA_VERSION:
         msg = f"{folder}: holds events of version {version}, this version reads {SCHEMA_VERSION}; give another folder"
         raise UsageError(msg)
-
-
-def _beyond_size(database: sqlite3.Connection, most_bytes: int) -> list[tuple[str, bool]]:
-    """Ended events that have to go until the rest fits, and whether they were judged."""
-    (kept,) = database.execute("SELECT COALESCE(SUM(bytes), 0) FROM events").fetchone()
-    if kept <= most_bytes:
-        return []
-    # As they ended, not as a clock said: that of a device without one starts in 1970 again and again.
-    oldest_first = database.execute(
-        "SELECT id, bytes, verdict IS NOT NULL FROM events WHERE state = 'end' "
-        "ORDER BY (SELECT MAX(sequence) FROM changes WHERE event = id), events.rowid"
-    ).fetchall()
-    unjudged = [event for event in oldest_first if not event[2]]
-    judged = [event for event in oldest_first if event[2]]
-    newest_take = accumulate(size for _, size, _ in reversed(judged))
-    beyond_share = len(judged) - sum(size <= _JUDGED_SHARE * most_bytes for size in newest_take)
-    surplus = []
-    for event_id, size, is_judged in (*judged[:beyond_share], *unjudged, *judged[beyond_share:]):
-        if kept <= most_bytes:
-            break
-        surplus.append((event_id, bool(is_judged)))
-        kept -= size
-    return surplus
-
-
-def _prune_changes(database: sqlite3.Connection, most: int) -> None:
-    """Remove the oldest changes, but of an event that is kept the latest stays: whoever knows of it learns its end."""
-    (newest,) = database.execute("SELECT COALESCE(MAX(sequence), 0) FROM changes").fetchone()
-    oldest = {"oldest": newest - most}
-    is_surplus = (
-        "sequence <= :oldest AND (NOT EXISTS (SELECT 1 FROM events WHERE id = changes.event) OR EXISTS "
-        "(SELECT 1 FROM changes AS later WHERE later.event = changes.event AND later.sequence > changes.sequence))"
-    )
-    database.execute(
-        "UPDATE deliveries SET lost = lost + "
-        f"(SELECT COUNT(*) FROM changes WHERE sequence > deliveries.sequence AND {is_surplus})",
-        oldest,
-    )
-    database.execute(f"DELETE FROM changes WHERE {is_surplus}", oldest)
 
 
 def _finite(score: Any) -> float | None:

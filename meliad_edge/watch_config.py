@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from meliad_edge.data.images import read_image
 from meliad_edge.errors import UsageError
-from meliad_edge.event_store import Retention
+from meliad_edge.event_retention import Retention
 from meliad_edge.events import Window
 from meliad_edge.monitor.token import read_token
 from meliad_edge.runtime.view import WHOLE, Box, View

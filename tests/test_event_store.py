@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from meliad_edge.errors import DataError, UsageError
-from meliad_edge.event_store import DATABASE, EventStore, Retention, Verdict
+from meliad_edge.event_retention import Retention
+from meliad_edge.event_store import DATABASE, EventStore, Verdict
 
 NOW_S = 1_790_000_000.0
 HOUR_S, DAY_S = 3600.0, 86_400.0

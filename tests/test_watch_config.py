@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from meliad_edge.errors import UsageError
-from meliad_edge.event_store import Retention
+from meliad_edge.event_retention import Retention
 from meliad_edge.events import Window
 from meliad_edge.runtime.view import WHOLE, Box
 from meliad_edge.sinks.destinations import MqttAddress
