@@ -29,9 +29,6 @@ from meliad_edge.export.portable import to_portable
 from meliad_edge.export.to_bundle import export_bundle
 from meliad_edge.input_choice import choose_input_size
 from meliad_edge.metrics import image_metrics
-from meliad_edge.models import create_detector
-from meliad_edge.models.backbone import load_backbone
-from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.precision import Precision
 from meliad_edge.progress import track
 from meliad_edge.run import Run
@@ -135,7 +132,7 @@ def run(
         "data": fitted.dataset,
         "seed": SEED,
         "input_hw": [SIZE, SIZE],
-        "fit_chooses": _chosen_input(fitted, feature_cache),
+        "fit_chooses": _chosen_input(fitted),
         "train_normals": len(normals),
         "test_images": len(held_out.frames),
         "rounds": rounds,
@@ -278,11 +275,9 @@ def _entrant(name: str, graph: PeerGraph) -> Entrant:
     return Entrant(name, THEIRS, 0, graph.weights, graph.is_fitted, ENGINES, graph.open, graph.memory_bank)
 
 
-def _chosen_input(fitted: Run, feature_cache: Path | None) -> str:
+def _chosen_input(fitted: Run) -> str:
     config = fitted.config.model_copy(update={"image_size": None})
-    detector = create_detector(config.detector)
-    backbone = load_backbone(strides=detector.strides, even_light=detector.even_light)
-    return str(choose_input_size(config, fitted.split, detector, FeatureExtractor(backbone, feature_cache)))
+    return str(choose_input_size(config, fitted.split.train_normal))
 
 
 def _accuracy(entrant: Entrant, engine: EngineName, test: HeldOut) -> dict[str, Any]:

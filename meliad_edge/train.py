@@ -45,7 +45,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
         ModelError: No weights for the backbone.
         UsageError: Unknown detector.
     """
-    detector = create_detector(config.detector, config.options)
+    create_detector(config.detector, config.options)  # what is wrong with them is said before images are read
     dataset = open_dataset(config.data)
     split = few_shot_split(dataset, shots=config.shots, seed=config.seed, shot_class=config.shot_class)
     features = open_features(config)
@@ -57,7 +57,7 @@ def fit(config: FitConfig, out: Path, report: Report) -> Run:
     )
     for doubt in doubts_about(split):
         report("warning", doubt)
-    chosen = choose_input_size(config, split, detector, features)
+    chosen = choose_input_size(config, split.train_normal)
     report("input", str(chosen))
     licence = dataset.licence if config.licence is None else config.licence
     run = fit_split(config, split, chosen.size_hw, features, dataset=dataset.name, licence=licence, report=report)

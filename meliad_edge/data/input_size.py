@@ -36,31 +36,31 @@ def common_aspect_ratio(image_sizes: Sequence[tuple[int, int]]) -> float | None:
     return float(median) if agree else None
 
 
-def candidate_sizes(image_sizes: Sequence[tuple[int, int]], budget: float) -> tuple[tuple[int, int], ...]:
-    """Sizes of the model's input to choose from.
+def largest_size(image_sizes: Sequence[tuple[int, int]], budget: float) -> tuple[int, int]:
+    """The largest input that images have the pixels for and a budget allows.
 
-    The first has about the area of 256 x 256 pixels and the images' common aspect ratio, or is 256 x 256 when they
-    have none. Each further one has twice the area, as far as the budget goes, the images have at least 1.5 times its
-    pixels, and no side exceeds 1,024.
+    It has about the area of 256 x 256 pixels and the images' common aspect ratio, or is square when they have none.
+    The area is doubled as far as the budget goes, the images have at least 1.5 times the pixels of the input, and no
+    side exceeds 1,024.
 
     Args:
         image_sizes: Heights and widths of the training images in pixels.
         budget: Largest area, before sides are rounded, in areas of 256 x 256 pixels.
 
     Returns:
-        Height and width of each, multiples of 32 from 64 to 1,024, smallest first; at least one.
+        Height and width, multiples of 32 from 64 to 1,024.
     """
     ratio = common_aspect_ratio(image_sizes) or 1.0
     native_area = float(np.median([height * width for height, width in image_sizes])) if image_sizes else 0.0
-    candidates = [_rounded_size(BASE_AREA, ratio)]
+    largest = _rounded_size(BASE_AREA, ratio)
     area = 2 * BASE_AREA
     while area <= budget * BASE_AREA and area * max(ratio, 1 / ratio) <= _LARGEST_SIDE**2:
         height, width = _rounded_size(area, ratio)
         if native_area < _NATIVE_PIXELS * height * width:
             break
-        candidates.append((height, width))
+        largest = height, width
         area *= 2
-    return tuple(candidates)
+    return largest
 
 
 def in_words(size_hw: tuple[int, int]) -> str:

@@ -27,10 +27,19 @@ from meliad_edge.models.features import (
     patch_features,
     pooled_levels,
 )
+from meliad_edge.models.label_terms import (
+    ANOMALY_WEIGHT,
+    DIRECTION_WEIGHT,
+    Normality,
+    fit_label_terms,
+    left_out_evidence,
+    spread_ratio,
+)
 from meliad_edge.models.network import Detector, FittedDetector, PatchSite, PrototypeNetwork, TrainingImages, register
 from meliad_edge.models.places import PlaceGaussians, fit_places, place_deviation, place_features
 from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, nearest_patch
 from meliad_edge.models.scoring import ScoringParameters
+from meliad_edge.models.trained_direction import train_direction
 from meliad_edge.models.whitening import Whitening, fit_whitening
 
 # An embedding: whitened directions of largest variance, the deviation from what is normal at a place, and zeros up to a
@@ -40,25 +49,21 @@ _PLACE_NUMBERS = 8
 # Where the deviation is in an embedding.
 _DEVIATION = -_PLACE_NUMBERS
 NORMAL_PROTOTYPES = 512
-ANOMALY_PROTOTYPES = 128
-# Share of a shot's patches, the most deviating ones, that stand for its defect.
-DEVIATING_SHARE = 0.15
 # Length of an embedding after normalisation: its whitened length to the power 1 - LENGTH_DAMPING.
 LENGTH_DAMPING = 0.75
 # How far places where normal images deviate more, or less, than elsewhere are evened out.
 PLACE_BOUNDS = (0.5, 2.0)
 # Images that a place's own deviation must be worth to count as much as that of all places.
 PLACE_PRIOR = 20
-# Weights that the evidence of defects approaches with many shots, in units of normal distances and of their spread.
-ANOMALY_WEIGHT = 0.36
-DIRECTION_WEIGHT = 0.27
 # Weight of the deviation from what is normal at a place: its spread over normal cells, in spreads of normal distances.
-PLACE_WEIGHT = 1.0
+PLACE_WEIGHT = 1.25
 # The deviation is one number of an embedding; so scaled, it does not count in distances to prototypes.
 DEVIATION_SCALE = 0.01
 TOP_SHARE = 0.025
 SOFTNESS = 0.01
 KAPPA = 0.5
+# Of the training of the direction.
+STEPS = 100
 # Normal training images that the spread and the scale of the evidence are estimated on.
 _SCALE_IMAGES = 200
 _PROTOTYPE_IMAGES = 500
@@ -173,13 +178,14 @@ class _Cells:
 @register("meliad")
 @dataclass(frozen=True, slots=True)
 class Meliad(Detector):
-    """Fits the metric, the prototypes of both classes and the direction between them, in closed form.
+    """Fits the metric and the prototypes of both classes in closed form, then trains the direction between them.
 
     Attributes:
         even_places: Scale embeddings so that normal images deviate alike at every place.
         anomaly_weight: Weight that the distance to anomaly prototypes approaches with many shots.
         direction_weight: Weight that the direction approaches with many shots, in spreads of normal distances.
         place_weight: Weight of the deviation from what is normal at a place, in spreads of normal distances.
+        steps: Of the training of the direction; with 0 it is the difference of the means only.
         kappa: How strongly uncertain cells are damped, in [0, 1).
     """
 
@@ -187,11 +193,11 @@ class Meliad(Detector):
     anomaly_weight: Annotated[float, Field(ge=0.0, le=10.0)] = ANOMALY_WEIGHT
     direction_weight: Annotated[float, Field(ge=0.0, le=10.0)] = DIRECTION_WEIGHT
     place_weight: Annotated[float, Field(ge=0.0, le=10.0)] = PLACE_WEIGHT
+    steps: Annotated[int, Field(ge=0, le=10_000)] = STEPS
     kappa: Annotated[float, Field(ge=0.0, lt=1.0)] = KAPPA
 
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     even_light: ClassVar[bool] = True
-    chooses_input_size: ClassVar[bool] = True
 
     def fit(self, images: TrainingImages, features: FeatureExtractor, *, seed: int) -> FittedDetector:
         """Fit on normal images and any number of labelled anomalies, none included."""
@@ -220,49 +226,56 @@ class Meliad(Detector):
         distances = nearest_distance(reference, normal_prototypes)
         sites = [normal.site("normal", int(index)) for index in nearest_patch(normal_prototypes, normal.flat)]
 
-        direction, anomaly_weight = np.zeros_like(normal.flat[0]), 0.0
-        # Nothing known of defects: the anomaly class keeps one row that has no weight.
-        anomaly_prototypes = np.zeros((1, len(direction)), np.float32)
+        depth = reference.shape[-1]
+        of_place = np.zeros(depth, np.float32)
+        # Where the reference is what the places were fitted on, as with one image, its deviations are rounding.
+        deviations = reference[..., _DEVIATION]
+        of_place[_DEVIATION] = self.place_weight * spread_ratio(distances, deviations, 1e-3 * DEVIATION_SCALE)
+
+        normality = Normality(normal_prototypes, reference, distances, depth - _PLACE_NUMBERS)
+        shots = _Cells(np.empty((0, *reference.shape[1:]), np.float32))
         if len(images.shots):
             patches, of_places = extract_features(
                 features, images.shots, "features of defects", _metric_features, _place_features
             )
             shots = _embed(patches, whitening, typical_length)
             _add_places(shots, place_scale, places, of_places)
-            anomaly_prototypes = choose_prototypes(_most_deviating(shots, normal_prototypes), ANOMALY_PROTOTYPES, seed)
-            sites += [shots.site("shots", int(index)) for index in nearest_patch(anomaly_prototypes, shots.flat)]
-            anomaly_weight = self.anomaly_weight * _trust(len(images.shots), known_at=0)
-            direction = shots.flat.mean(axis=0) - reference.mean(axis=(0, 1, 2))
-            direction[_DEVIATION] = 0.0
-            direction *= (
-                self.direction_weight * _trust(len(images.shots), known_at=1) * _ratio(distances, reference @ direction)
-            )
-        # Where the reference is what the places were fitted on, as with one image, its deviations are rounding.
-        deviations = reference[..., _DEVIATION]
-        direction[_DEVIATION] = self.place_weight * _ratio(distances, deviations, 1e-3 * DEVIATION_SCALE)
-        evidence = distances - anomaly_weight * nearest_distance(reference, anomaly_prototypes) + reference @ direction
-
+        weights = {"anomaly_weight": self.anomaly_weight, "direction_weight": self.direction_weight}
+        labels = fit_label_terms(shots.embeddings, normality, **weights, seed=seed)
+        direction = of_place + labels.direction
+        evidence = distances + reference @ of_place + labels(reference)
         top_cells = max(1, round(TOP_SHARE * distances[0].size))
-        # Zero evidence lies two standard deviations above the typical normal score, the unit is one of them.
-        scores = -np.sort(-evidence.reshape(len(evidence), -1), axis=1)[:, :top_cells].mean(axis=1)
-        # Of one or two images the scores have no spread to speak of; then that of the cells stands in.
-        unit = max(float(scores.std()), 0.1 * float(evidence.std()), 1e-6)
-        zero = float(scores.mean()) + 2.0 * unit
+        if len(images.shots):
+            sites += [shots.site("shots", int(index)) for index in nearest_patch(labels.prototypes, shots.flat)]
+            shot_evidence = nearest_distance(shots.embeddings, normal_prototypes) + shots.embeddings @ of_place
+            shot_evidence += left_out_evidence(shots.embeddings, normality, **weights, seed=seed)
+            zero, unit = _zero_and_unit(evidence, top_cells)
+            trained = np.zeros_like(direction)
+            trained[:_DEVIATION] = unit * train_direction(
+                _as_bags(reference, (evidence - zero) / unit),
+                _as_bags(shots.embeddings, (shot_evidence - zero) / unit),
+                top_cells=top_cells,
+                steps=self.steps,
+            )
+            direction += trained
+            evidence += reference @ trained
+
+        zero, unit = _zero_and_unit(evidence, top_cells)
         scoring = ScoringParameters(
             n_normal=len(normal_prototypes),
             top_cells=top_cells,
             softness=SOFTNESS,
             normal_scale=1.0 / unit,
-            anomaly_scale=anomaly_weight / unit,
+            anomaly_scale=labels.weight / unit,
             bias=-zero / unit,
             kappa=self.kappa,
             offset=0.0,
         )
-        prototypes = np.concatenate([normal_prototypes, anomaly_prototypes])
+        prototypes = np.concatenate([normal_prototypes, labels.prototypes])
         network = MeliadNetwork(
             features.backbone,
             images.size_hw,
-            depth=len(direction),
+            depth=depth,
             place_directions=(places.main.shape[1], places.main.shape[2]),
             prototypes=len(prototypes),
             scoring=scoring,
@@ -321,18 +334,21 @@ def _add_places(
     cells.embeddings[..., _DEVIATION] = DEVIATION_SCALE * places(of_places)
 
 
-def _ratio(distances: NDArray[np.float32], term: NDArray[np.float32], least: float = 1e-12) -> float:
-    """What gives a term of the evidence the spread of the distances; none where it has less than ``least`` itself."""
-    spread = float(term.std())
-    return float(distances.std()) / spread if spread > least else 0.0
+def _as_bags(
+    embeddings: NDArray[np.float32], evidence: NDArray[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Whitened numbers [n, cells, D] and evidence [n, cells] of images."""
+    count, height, width = evidence.shape
+    cells = embeddings.reshape(count, height * width, -1)
+    return np.ascontiguousarray(cells[..., :_DEVIATION]), evidence.reshape(count, -1).astype(np.float32)
 
 
-def _trust(shots: int, known_at: int) -> float:
-    """Share of a weight that so many shots deserve: 0 at ``known_at`` shots, towards 1 with many [ours].
-
-    The direction starts with the second shot, for that of one is mostly the part and not its defect.
-    """
-    return (shots - known_at) / (shots + 2)
+def _zero_and_unit(evidence: NDArray[np.float32], top_cells: int) -> tuple[float, float]:
+    """The evidence two standard deviations above the typical normal score, and one of them."""
+    scores = -np.sort(-evidence.reshape(len(evidence), -1), axis=1)[:, :top_cells].mean(axis=1)
+    # Of one or two images the scores have no spread to speak of; then that of the cells stands in.
+    unit = max(float(scores.std()), 0.1 * float(evidence.std()), 1e-6)
+    return float(scores.mean()) + 2.0 * unit, unit
 
 
 def _place_scale(learned: NDArray[np.float32], reference: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
@@ -350,15 +366,6 @@ def _place_scale(learned: NDArray[np.float32], reference: NDArray[np.float32], s
     count, typical = len(distances), float(distances.mean())
     of_place = (count * distances.mean(axis=0) + PLACE_PRIOR * typical) / (count + PLACE_PRIOR)
     return np.asarray(np.clip(typical / np.maximum(of_place, 1e-12), *PLACE_BOUNDS), dtype=np.float32)
-
-
-def _most_deviating(shots: _Cells, normal_prototypes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The patches of each shot that are farthest from normality, [m * count, D]."""
-    deviation = nearest_distance(shots.embeddings, normal_prototypes).reshape(len(shots.embeddings), -1)
-    count = max(1, round(DEVIATING_SHARE * deviation.shape[1]))
-    rows = np.argsort(-deviation, axis=1, kind="stable")[:, :count]
-    by_image = shots.embeddings.reshape(len(deviation), deviation.shape[1], -1)
-    return np.take_along_axis(by_image, rows[..., None], axis=1).reshape(-1, by_image.shape[-1])
 
 
 def _load_metric(network: MeliadNetwork, whitening: Whitening) -> None:

@@ -177,8 +177,6 @@ class Detector(ABC):
     strides: ClassVar[tuple[int, ...]]
     # Whether the backbone gets images of equal brightness.
     even_light: ClassVar[bool] = False
-    # Whether it is fitted in seconds, so that ``fit`` may try several input sizes.
-    chooses_input_size: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, images: TrainingImages, features: FeatureExtractor, *, seed: int) -> FittedDetector:

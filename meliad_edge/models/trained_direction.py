@@ -1,0 +1,66 @@
+"""A direction of anomaly learned from whole images, of which nobody says where the defect is [ours].
+
+Multiple-instance logistic regression: the score of an image, the mean of its top cells, is to tell labelled defects
+from normal images. A prior keeps the direction short, so that it corrects the evidence there is and does not replace
+it: the fewer the defects, the shorter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+# Weight of the squared length of the direction, in spreads of cells, with one shot; it falls with their number.
+PRIOR = 10.0
+LEARNING_RATE = 0.02
+
+
+def train_direction(
+    normal: tuple[NDArray[np.float32], NDArray[np.float32]],
+    shots: tuple[NDArray[np.float32], NDArray[np.float32]],
+    *,
+    top_cells: int,
+    steps: int,
+) -> NDArray[np.float32]:
+    """The w that minimises :func:`image_loss` of evidence + z w, found by Adam on all images at once.
+
+    Args:
+        normal: Embeddings z [n, cells, D] of normal images, and the evidence [n, cells] of their cells without w, in
+            units of the spread of normal image scores.
+        shots: The same of labelled defects. Their evidence must not come from their own labels, or there is nothing
+            left to learn.
+        top_cells: Cells whose mean is the score of an image.
+        steps: Of Adam; with 0 the direction is 0.
+
+    Returns:
+        float32 [D].
+    """
+    spread = max(float(normal[0].std()), 1e-12)
+    (of_normal, normal_evidence), (of_shots, shot_evidence) = [
+        (torch.from_numpy(cells), torch.from_numpy(evidence)) for cells, evidence in (normal, shots)
+    ]
+    # In spreads of cells, so that the prior and the rate mean the same for every set.
+    weights = torch.zeros(of_normal.shape[-1], requires_grad=True)
+    bias = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.Adam([weights, bias], lr=LEARNING_RATE)
+    for _ in range(steps):
+        direction = weights / spread
+        normal_scores = _top_mean(normal_evidence + of_normal @ direction, top_cells) + bias
+        shot_scores = _top_mean(shot_evidence + of_shots @ direction, top_cells) + bias
+        loss = image_loss(normal_scores, shot_scores) + PRIOR / len(of_shots) * weights.square().sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return np.asarray((weights.detach() / spread).numpy())
+
+
+def image_loss(normal_scores: Tensor, shot_scores: Tensor) -> Tensor:
+    """Cross-entropy of image scores as log odds, both classes with the same weight."""
+    return 0.5 * functional.softplus(normal_scores).mean() + 0.5 * functional.softplus(-shot_scores).mean()
+
+
+def _top_mean(evidence: Tensor, top_cells: int) -> Tensor:
+    return evidence.topk(top_cells, dim=1).values.mean(dim=1)
