@@ -32,7 +32,7 @@ from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import STRIDES, Backbone
 from meliad_edge.models.network import DetectorNetwork
 
-_RUN_VERSION = 3
+_RUN_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,12 +42,13 @@ from meliad_edge.models.scoring import ScoringParameters
 from meliad_edge.models.trained_direction import train_direction
 from meliad_edge.models.whitening import Whitening, fit_whitening
 
-# An embedding: whitened directions of largest variance, the deviation from what is normal at a place, and zeros up to a
-# multiple of 8. Vector units, here and on a GPU, like multiples of 8 and 16.
+# An embedding: whitened directions of largest variance, two numbers on the deviation from what is normal at a place,
+# and zeros up to a multiple of 8. Vector units, here and on a GPU, like multiples of 8 and 16.
 WHITENED = 320
 _PLACE_NUMBERS = 8
-# Where the deviation is in an embedding.
+# Where the deviation is in an embedding, and what the training made of it.
 _DEVIATION = -_PLACE_NUMBERS
+_TRAINED = _DEVIATION + 1
 NORMAL_PROTOTYPES = 512
 # Length of an embedding after normalisation: its whitened length to the power 1 - LENGTH_DAMPING.
 LENGTH_DAMPING = 0.75
@@ -57,7 +58,9 @@ PLACE_BOUNDS = (0.5, 2.0)
 PLACE_PRIOR = 20
 # Weight of the deviation from what is normal at a place: its spread over normal cells, in spreads of normal distances.
 PLACE_WEIGHT = 1.25
-# The deviation is one number of an embedding; so scaled, it does not count in distances to prototypes.
+# Spread of deviations from what is normal at a place in the training of the direction; that of the others is 1.
+PLACE_SPREAD = 2.0
+# What places say are two numbers of an embedding; so scaled, they do not count in distances to prototypes.
 DEVIATION_SCALE = 0.01
 TOP_SHARE = 0.025
 SOFTNESS = 0.01
@@ -76,8 +79,8 @@ class MeliadNetwork(PrototypeNetwork):
     The metric is two 1x1 convolutions, one per feature level. They are applied before the levels are averaged and the
     coarse one is upsampled: exact, because both are linear, and cheaper; in INT8 they read what the backbone wrote.
 
-    An embedding ends with the deviation of the patch from what is normal at its place. The direction brings it into the
-    evidence, as it does with what the labels say.
+    An embedding ends with how far, and how far in a trained direction, the patch deviates from what is normal at its
+    place. The direction of the anomaly class brings both into the evidence, as it does with what the labels say.
 
     Args:
         backbone: Of strides 8, 16 and 32.
@@ -109,6 +112,7 @@ class MeliadNetwork(PrototypeNetwork):
         self.place_mean = nn.Parameter(torch.zeros(directions, *self.grid_hw))
         self.place_main = nn.Parameter(torch.zeros(math.prod(self.grid_hw), directions, main))
         self.place_precision = nn.Parameter(torch.zeros(math.prod(self.grid_hw)))
+        self.place_direction = nn.Parameter(torch.zeros(directions, 1))
         # Bilinear interpolation as two products, which ONNX Runtime computes more than twice as fast as a resize.
         rows, columns = (interpolation_matrix(side // 2, side) for side in self.grid_hw)
         self.register_buffer("upsample_rows", rows, persistent=False)
@@ -128,8 +132,8 @@ class MeliadNetwork(PrototypeNetwork):
     def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of strides 8, 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
         finer, fine, coarse = levels
-        of_place = DEVIATION_SCALE * self._place_deviation(finer, fine)
-        zeros_behind = (0, 0, 0, 0, 0, _PLACE_NUMBERS - 1)
+        of_place = DEVIATION_SCALE * self._of_place(finer, fine)
+        zeros_behind = (0, 0, 0, 0, 0, _PLACE_NUMBERS - of_place.shape[1])
         return torch.cat([self._whitened(fine, coarse), functional.pad(of_place, zeros_behind)], dim=1)
 
     def _whitened(self, fine: Tensor, coarse: Tensor) -> Tensor:
@@ -144,10 +148,12 @@ class MeliadNetwork(PrototypeNetwork):
         length = (squares.new_ones(1, squares.shape[1]) @ squares).sqrt().view(-1, 1, *self.grid_hw)
         return whitened * (length_damping(length, typical_length) * place_scale)
 
-    def _place_deviation(self, finer: Tensor, fine: Tensor) -> Tensor:
+    def _of_place(self, finer: Tensor, fine: Tensor) -> Tensor:
         deviations = (self.place_fine(fine) - self.place_mean) + self.place_finer(finer)
-        by_place = deviations.flatten(2).permute(2, 0, 1)
-        return place_deviation(by_place, self.place_main, self.place_precision).T.reshape(-1, 1, *self.grid_hw)
+        by_place = deviations.flatten(2).permute(2, 0, 1)  # [places, N, directions]
+        how_far = place_deviation(by_place, self.place_main, self.place_precision).unsqueeze(2)
+        in_direction = by_place @ self.place_direction
+        return torch.cat([how_far, in_direction], dim=2).permute(1, 2, 0).reshape(-1, 2, *self.grid_hw)
 
 
 def length_damping(length: Tensor, typical_length: Tensor) -> Tensor:
@@ -228,6 +234,8 @@ class Meliad(Detector):
 
         depth = reference.shape[-1]
         of_place = np.zeros(depth, np.float32)
+        place_direction = np.zeros(len(places.projection), np.float32)
+        reference_deviations = places.deviations(of_places[for_scale])
         # Where the reference is what the places were fitted on, as with one image, its deviations are rounding.
         deviations = reference[..., _DEVIATION]
         of_place[_DEVIATION] = self.place_weight * spread_ratio(distances, deviations, 1e-3 * DEVIATION_SCALE)
@@ -249,16 +257,18 @@ class Meliad(Detector):
             sites += [shots.site("shots", int(index)) for index in nearest_patch(labels.prototypes, shots.flat)]
             shot_evidence = nearest_distance(shots.embeddings, normal_prototypes) + shots.embeddings @ of_place
             shot_evidence += left_out_evidence(shots.embeddings, normality, **weights, seed=seed)
+            scales = _training_scales(reference, reference_deviations)
             zero, unit = _zero_and_unit(evidence, top_cells)
-            trained = np.zeros_like(direction)
-            trained[:_DEVIATION] = unit * train_direction(
-                _as_bags(reference, (evidence - zero) / unit),
-                _as_bags(shots.embeddings, (shot_evidence - zero) / unit),
+            trained = unit * train_direction(
+                _bags(reference, reference_deviations, scales, (evidence - zero) / unit),
+                _bags(shots.embeddings, places.deviations(of_places), scales, (shot_evidence - zero) / unit),
                 top_cells=top_cells,
                 steps=self.steps,
             )
-            direction += trained
-            evidence += reference @ trained
+            in_metric, place_direction = np.split(trained * scales, [depth - _PLACE_NUMBERS])
+            direction[:_DEVIATION] += in_metric
+            direction[_TRAINED] = 1.0 / DEVIATION_SCALE
+            evidence += reference[..., :_DEVIATION] @ in_metric + reference_deviations @ place_direction
 
         zero, unit = _zero_and_unit(evidence, top_cells)
         scoring = ScoringParameters(
@@ -286,6 +296,7 @@ class Meliad(Detector):
         network.direction.data = torch.from_numpy((direction / unit).astype(np.float32))
         _load_metric(network, whitening)
         _load_places(network, places)
+        network.place_direction.data = torch.from_numpy(place_direction[:, None])
         facts = {"normal_prototypes": len(normal_prototypes), "anomaly_prototypes": len(sites) - len(normal_prototypes)}
         return FittedDetector(network.eval(), tuple(sites), facts)
 
@@ -334,13 +345,31 @@ def _add_places(
     cells.embeddings[..., _DEVIATION] = DEVIATION_SCALE * places(of_places)
 
 
-def _as_bags(
-    embeddings: NDArray[np.float32], evidence: NDArray[Any]
+def _training_scales(embeddings: NDArray[np.float32], deviations: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Factors for what a direction is trained on: the metric's numbers get a spread of 1, those of places the other.
+
+    Where the images are what the places were fitted on, as with one image, their deviations are rounding: 0.
+    """
+    spreads = [(embeddings[..., :_DEVIATION], 1.0), (deviations, PLACE_SPREAD)]
+    return np.concatenate(
+        [
+            np.full(numbers.shape[-1], wanted / spread if (spread := float(numbers.std())) > 1e-3 else 0.0, np.float32)
+            for numbers, wanted in spreads
+        ]
+    )
+
+
+def _bags(
+    embeddings: NDArray[np.float32],
+    deviations: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    evidence: NDArray[Any],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Whitened numbers [n, cells, D] and evidence [n, cells] of images."""
-    count, height, width = evidence.shape
-    cells = embeddings.reshape(count, height * width, -1)
-    return np.ascontiguousarray(cells[..., :_DEVIATION]), evidence.reshape(count, -1).astype(np.float32)
+    """What a direction is trained on, [n, cells, ...], and evidence [n, cells], of images."""
+    numbers = np.concatenate([embeddings[..., :_DEVIATION], deviations], axis=-1)
+    numbers *= scales
+    count = len(numbers)
+    return numbers.reshape(count, -1, len(scales)), evidence.reshape(count, -1).astype(np.float32)
 
 
 def _zero_and_unit(evidence: NDArray[np.float32], top_cells: int) -> tuple[float, float]:

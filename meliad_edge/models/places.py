@@ -46,9 +46,13 @@ class PlaceGaussians:
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mahalanobis distances of features [n, h, w, C], [n, h, w]."""
         main, precision = torch.from_numpy(self.main), torch.from_numpy(self.precision)
-        rows = [torch.from_numpy(image @ self.projection.T - self.mean).flatten(0, 1) for image in features]
+        rows = [torch.from_numpy(self.deviations(image)).flatten(0, 1) for image in features]
         distances = torch.cat([place_deviation(image.unsqueeze(1), main, precision) for image in rows], dim=1)
         return np.asarray(distances.T.numpy()).reshape(features.shape[:3])
+
+    def deviations(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """From the mean of a place, in whitened directions: of features [..., h, w, C], [..., h, w, d]."""
+        return np.asarray(features @ self.projection.T - self.mean)
 
 
 def place_features(levels: Sequence[Tensor]) -> Tensor:

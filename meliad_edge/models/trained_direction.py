@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-# Weight of the squared length of the direction, in spreads of cells, with one shot; it falls with their number.
+# Weight of the squared length of the direction with one shot; it falls with their number.
 PRIOR = 10.0
 LEARNING_RATE = 0.02
 
@@ -28,8 +28,8 @@ def train_direction(
     """The w that minimises :func:`image_loss` of evidence + z w, found by Adam on all images at once.
 
     Args:
-        normal: Embeddings z [n, cells, D] of normal images, and the evidence [n, cells] of their cells without w, in
-            units of the spread of normal image scores.
+        normal: Features z [n, cells, D] of normal images, with a spread of about 1, on which the prior and the rate
+            depend, and the evidence [n, cells] of their cells without w, in spreads of normal image scores.
         shots: The same of labelled defects. Their evidence must not come from their own labels, or there is nothing
             left to learn.
         top_cells: Cells whose mean is the score of an image.
@@ -38,23 +38,20 @@ def train_direction(
     Returns:
         float32 [D].
     """
-    spread = max(float(normal[0].std()), 1e-12)
     (of_normal, normal_evidence), (of_shots, shot_evidence) = [
         (torch.from_numpy(cells), torch.from_numpy(evidence)) for cells, evidence in (normal, shots)
     ]
-    # In spreads of cells, so that the prior and the rate mean the same for every set.
-    weights = torch.zeros(of_normal.shape[-1], requires_grad=True)
+    direction = torch.zeros(of_normal.shape[-1], requires_grad=True)
     bias = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.Adam([weights, bias], lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam([direction, bias], lr=LEARNING_RATE)
     for _ in range(steps):
-        direction = weights / spread
         normal_scores = _top_mean(normal_evidence + of_normal @ direction, top_cells) + bias
         shot_scores = _top_mean(shot_evidence + of_shots @ direction, top_cells) + bias
-        loss = image_loss(normal_scores, shot_scores) + PRIOR / len(of_shots) * weights.square().sum()
+        loss = image_loss(normal_scores, shot_scores) + PRIOR / len(of_shots) * direction.square().sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return np.asarray((weights.detach() / spread).numpy())
+    return np.asarray(direction.detach().numpy())
 
 
 def image_loss(normal_scores: Tensor, shot_scores: Tensor) -> Tensor:

@@ -86,8 +86,24 @@ def test_the_place_moves_evidence_and_no_distance(backbone: Backbone) -> None:
     marked[:, 1:3, 1:3] = True
     assert deviation[marked].mean() > 1.5 * deviation[~marked].mean()
     assert not torch.equal(of_place, plain)
-    # Next to the squared distances of patches that the prototypes decide by, its square is nothing.
-    assert embedded[:, -8].square().mean() < 1e-3 * embedded[:, :-8].square().sum(1).mean()
+    # Next to the squared distances of patches that the prototypes decide by, their squares are nothing.
+    assert embedded[:, -8:].square().sum(1).mean() < 1e-3 * embedded[:, :-8].square().sum(1).mean()
+
+
+def test_the_trained_direction_reads_deviations_from_places(backbone: Backbone) -> None:
+    network: Any = _fit(backbone, 4).network
+    with torch.inference_mode():
+        levels = backbone(torch.from_numpy(_marked(3, 8)))
+        features = torch.cat([torch.nn.functional.avg_pool2d(levels[0], 2), levels[1]], dim=1)
+        projection = torch.cat([4.0 * network.place_finer.weight[:, :, 0, 0], network.place_fine.weight[:, :, 0, 0]], 1)
+        deviations = torch.einsum("dc,nchw->ndhw", projection, features) - network.place_mean
+        expected = torch.einsum("ndhw,d->nhw", deviations, network.place_direction[:, 0])
+        assert expected.abs().max() > 0
+        assert torch.allclose(network.embed(levels)[:, -7] / DEVIATION_SCALE, expected, atol=1e-3)
+        # It is evidence as it stands, in the unit of all evidence.
+        assert network.direction[-7] * DEVIATION_SCALE == pytest.approx(network.describe()["normal_scale"], rel=1e-5)
+        network.place_direction.zero_()
+        assert not network.embed(levels)[:, -7].any()
 
 
 @pytest.mark.parametrize("frames", [_plain(1, 1), np.repeat(_plain(1, 1), 6, axis=0)])
