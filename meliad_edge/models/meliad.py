@@ -112,7 +112,7 @@ class MeliadNetwork(PrototypeNetwork):
         self.place_mean = nn.Parameter(torch.zeros(directions, *self.grid_hw))
         self.place_main = nn.Parameter(torch.zeros(math.prod(self.grid_hw), directions, main))
         self.place_precision = nn.Parameter(torch.zeros(math.prod(self.grid_hw)))
-        self.place_direction = nn.Parameter(torch.zeros(directions, 1))
+        self.place_direction = nn.Parameter(torch.zeros(1, directions))
         # Bilinear interpolation as two products, which ONNX Runtime computes more than twice as fast as a resize.
         rows, columns = (interpolation_matrix(side // 2, side) for side in self.grid_hw)
         self.register_buffer("upsample_rows", rows, persistent=False)
@@ -132,9 +132,11 @@ class MeliadNetwork(PrototypeNetwork):
     def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
         """Feature maps of strides 8, 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
         finer, fine, coarse = levels
-        of_place = DEVIATION_SCALE * self._of_place(finer, fine)
-        zeros_behind = (0, 0, 0, 0, 0, _PLACE_NUMBERS - of_place.shape[1])
-        return torch.cat([self._whitened(fine, coarse), functional.pad(of_place, zeros_behind)], dim=1)
+        deviations = (self.place_fine(fine) - self.place_mean) + self.place_finer(finer)
+        trained = (self.place_direction @ deviations.flatten(2)).view(-1, 1, *self.grid_hw)
+        zeros_behind = (0, 0, 0, 0, 0, _PLACE_NUMBERS - 2)
+        how_far = DEVIATION_SCALE * self._place_deviation(deviations)
+        return torch.cat([self._whitened(fine, coarse), how_far, functional.pad(trained, zeros_behind)], dim=1)
 
     def _whitened(self, fine: Tensor, coarse: Tensor) -> Tensor:
         fine, coarse = pooled_levels((self.metric_fine(fine), self.metric_coarse(coarse)))
@@ -148,12 +150,9 @@ class MeliadNetwork(PrototypeNetwork):
         length = (squares.new_ones(1, squares.shape[1]) @ squares).sqrt().view(-1, 1, *self.grid_hw)
         return whitened * (length_damping(length, typical_length) * place_scale)
 
-    def _of_place(self, finer: Tensor, fine: Tensor) -> Tensor:
-        deviations = (self.place_fine(fine) - self.place_mean) + self.place_finer(finer)
-        by_place = deviations.flatten(2).permute(2, 0, 1)  # [places, N, directions]
-        how_far = place_deviation(by_place, self.place_main, self.place_precision).unsqueeze(2)
-        in_direction = by_place @ self.place_direction
-        return torch.cat([how_far, in_direction], dim=2).permute(1, 2, 0).reshape(-1, 2, *self.grid_hw)
+    def _place_deviation(self, deviations: Tensor) -> Tensor:
+        by_place = deviations.flatten(2).permute(2, 0, 1)
+        return place_deviation(by_place, self.place_main, self.place_precision).T.reshape(-1, 1, *self.grid_hw)
 
 
 def length_damping(length: Tensor, typical_length: Tensor) -> Tensor:
@@ -296,7 +295,7 @@ class Meliad(Detector):
         network.direction.data = torch.from_numpy((direction / unit).astype(np.float32))
         _load_metric(network, whitening)
         _load_places(network, places)
-        network.place_direction.data = torch.from_numpy(place_direction[:, None])
+        network.place_direction.data = DEVIATION_SCALE * torch.from_numpy(place_direction).unsqueeze(0)
         facts = {"normal_prototypes": len(normal_prototypes), "anomaly_prototypes": len(sites) - len(normal_prototypes)}
         return FittedDetector(network.eval(), tuple(sites), facts)
 
