@@ -22,6 +22,7 @@ ABLATIONS = (
     Variant("default, places not evened out", _DEFAULT, {"even_places": False}),
     Variant("default without Gaussians of places", _DEFAULT, {"place_weight": 0.0}),
     Variant("default without anomaly prototypes", _DEFAULT, {"anomaly_weight": 0.0}),
-    Variant("default without direction", _DEFAULT, {"direction_weight": 0.0}),
+    Variant("default without difference of means", _DEFAULT, {"direction_weight": 0.0}),
+    Variant("default without training of the direction", _DEFAULT, {"steps": 0}),
     Variant("default without entropy (kappa = 0)", _DEFAULT, {"kappa": 0.0}),
 )

@@ -7,7 +7,6 @@ The prototypes of both classes are our extension; docs/method.md says which part
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,17 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from meliad_edge.models.backbone import Backbone
-from meliad_edge.models.features import (
-    FeatureExtractor,
-    extract_features,
-    interpolation_matrix,
-    patch_features,
-    pooled_levels,
-)
+from meliad_edge.models.features import FeatureExtractor, extract_features, patch_features
 from meliad_edge.models.label_terms import (
     ANOMALY_WEIGHT,
     DIRECTION_WEIGHT,
@@ -35,23 +27,26 @@ from meliad_edge.models.label_terms import (
     left_out_evidence,
     spread_ratio,
 )
-from meliad_edge.models.network import Detector, FittedDetector, PatchSite, PrototypeNetwork, TrainingImages, register
-from meliad_edge.models.places import PlaceGaussians, fit_places, place_deviation, place_features
+from meliad_edge.models.meliad_network import (
+    DEVIATION,
+    DEVIATION_SCALE,
+    PLACE_NUMBERS,
+    TRAINED,
+    MeliadNetwork,
+    length_damping,
+    load_metric,
+    load_places,
+)
+from meliad_edge.models.network import Detector, FittedDetector, PatchSite, TrainingImages, register
+from meliad_edge.models.places import PlaceGaussians, fit_places, place_features
 from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, nearest_patch
 from meliad_edge.models.scoring import ScoringParameters
 from meliad_edge.models.trained_direction import train_direction
 from meliad_edge.models.whitening import Whitening, fit_whitening
 
-# An embedding: whitened directions of largest variance, two numbers on the deviation from what is normal at a place,
-# and zeros up to a multiple of 8. Vector units, here and on a GPU, like multiples of 8 and 16.
+# Directions of largest variance that an embedding keeps.
 WHITENED = 320
-_PLACE_NUMBERS = 8
-# Where the deviation is in an embedding, and what the training made of it.
-_DEVIATION = -_PLACE_NUMBERS
-_TRAINED = _DEVIATION + 1
 NORMAL_PROTOTYPES = 512
-# Length of an embedding after normalisation: its whitened length to the power 1 - LENGTH_DAMPING.
-LENGTH_DAMPING = 0.75
 # How far places where normal images deviate more, or less, than elsewhere are evened out.
 PLACE_BOUNDS = (0.5, 2.0)
 # Images that a place's own deviation must be worth to count as much as that of all places.
@@ -60,8 +55,6 @@ PLACE_PRIOR = 20
 PLACE_WEIGHT = 1.25
 # Spread of deviations from what is normal at a place in the training of the direction; that of the others is 1.
 PLACE_SPREAD = 2.0
-# What places say are two numbers of an embedding; so scaled, they do not count in distances to prototypes.
-DEVIATION_SCALE = 0.01
 TOP_SHARE = 0.025
 SOFTNESS = 0.01
 KAPPA = 0.5
@@ -70,97 +63,10 @@ STEPS = 100
 # Normal training images that the spread and the scale of the evidence are estimated on.
 _SCALE_IMAGES = 200
 _PROTOTYPE_IMAGES = 500
-_SHORTEST = 0.05
 
 
-class MeliadNetwork(PrototypeNetwork):
-    """Backbone, learned metric, Gaussians of places, prototypes and direction.
-
-    The metric is two 1x1 convolutions, one per feature level. They are applied before the levels are averaged and the
-    coarse one is upsampled: exact, because both are linear, and cheaper; in INT8 they read what the backbone wrote.
-
-    An embedding ends with how far, and how far in a trained direction, the patch deviates from what is normal at its
-    place. The direction of the anomaly class brings both into the evidence, as it does with what the labels say.
-
-    Args:
-        backbone: Of strides 8, 16 and 32.
-        input_hw: Height and width of frames.
-        depth: Numbers of an embedding.
-        place_directions: Directions of the Gaussians of places, and how many of them are main ones.
-        prototypes: Of both classes.
-        scoring: Scalars.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        input_hw: tuple[int, int],
-        *,
-        depth: int,
-        place_directions: tuple[int, int],
-        prototypes: int,
-        scoring: ScoringParameters,
-    ) -> None:
-        super().__init__(backbone, input_hw)
-        finer, fine, coarse = backbone.channels
-        self.metric_fine = nn.Conv2d(fine, depth - _PLACE_NUMBERS, 1)
-        self.metric_coarse = nn.Conv2d(coarse, depth - _PLACE_NUMBERS, 1, bias=False)
-        directions, main = place_directions
-        # Averages 2 x 2 cells in passing.
-        self.place_finer = nn.Conv2d(finer, directions, 2, stride=2, bias=False)
-        self.place_fine = nn.Conv2d(fine, directions, 1, bias=False)
-        self.place_mean = nn.Parameter(torch.zeros(directions, *self.grid_hw))
-        self.place_main = nn.Parameter(torch.zeros(math.prod(self.grid_hw), directions, main))
-        self.place_precision = nn.Parameter(torch.zeros(math.prod(self.grid_hw)))
-        self.place_direction = nn.Parameter(torch.zeros(1, directions))
-        # Bilinear interpolation as two products, which ONNX Runtime computes more than twice as fast as a resize.
-        rows, columns = (interpolation_matrix(side // 2, side) for side in self.grid_hw)
-        self.register_buffer("upsample_rows", rows, persistent=False)
-        self.register_buffer("upsample_columns", columns.T.contiguous(), persistent=False)
-        self.register_buffer("typical_length", torch.ones(()))
-        self.register_buffer("place_scale", torch.ones(self.grid_hw))
-        self.prototypes = nn.Parameter(torch.zeros(prototypes, depth))
-        self.direction = nn.Parameter(torch.zeros(depth))
-        self.scoring = scoring
-
-    @property
-    def grid_hw(self) -> tuple[int, int]:
-        """One cell for every 16 x 16 pixels."""
-        stride = self.backbone.strides[1]
-        return self.input_hw[0] // stride, self.input_hw[1] // stride
-
-    def embed(self, levels: tuple[Tensor, ...]) -> Tensor:
-        """Feature maps of strides 8, 16 and 32 to patch embeddings [N, D, H/16, W/16]."""
-        finer, fine, coarse = levels
-        deviations = (self.place_fine(fine) - self.place_mean) + self.place_finer(finer)
-        trained = (self.place_direction @ deviations.flatten(2)).view(-1, 1, *self.grid_hw)
-        zeros_behind = (0, 0, 0, 0, 0, _PLACE_NUMBERS - 2)
-        how_far = DEVIATION_SCALE * self._place_deviation(deviations)
-        return torch.cat([self._whitened(fine, coarse), how_far, functional.pad(trained, zeros_behind)], dim=1)
-
-    def _whitened(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        fine, coarse = pooled_levels((self.metric_fine(fine), self.metric_coarse(coarse)))
-        upsample_rows: Tensor = self.upsample_rows  # type: ignore[assignment]
-        upsample_columns: Tensor = self.upsample_columns  # type: ignore[assignment]
-        whitened = fine + upsample_rows @ coarse @ upsample_columns
-        typical_length: Tensor = self.typical_length  # type: ignore[assignment]
-        place_scale: Tensor = self.place_scale  # type: ignore[assignment]
-        # A product with ones: ONNX Runtime multiplies matrices several times faster than it adds over channels.
-        squares = (whitened * whitened).flatten(2)
-        length = (squares.new_ones(1, squares.shape[1]) @ squares).sqrt().view(-1, 1, *self.grid_hw)
-        return whitened * (length_damping(length, typical_length) * place_scale)
-
-    def _place_deviation(self, deviations: Tensor) -> Tensor:
-        by_place = deviations.flatten(2).permute(2, 0, 1)
-        return place_deviation(by_place, self.place_main, self.place_precision).T.reshape(-1, 1, *self.grid_hw)
-
-
-def length_damping(length: Tensor, typical_length: Tensor) -> Tensor:
-    """Factors that pull the lengths of embeddings together, so that direction counts more than contrast [ours].
-
-    z -> z (|z| / typical length)^-0.75, between whitened (exponent 0) and cosine (exponent -1) embeddings.
-    """
-    return (length / typical_length).clamp_min(_SHORTEST).pow(-LENGTH_DAMPING)
+# Embeddings [n, h, w, D], deviations from places [n, h, w, d] and evidence [n, h, w].
+_Images = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +117,7 @@ class Meliad(Detector):
         )
         channels = patches.shape[-1]
         whitening = fit_whitening(patches.reshape(-1, channels)).main_directions(
-            min(WHITENED, channels - _PLACE_NUMBERS)
+            min(WHITENED, channels - PLACE_NUMBERS)
         )
         order = np.random.default_rng(seed).permutation(len(patches))
         # The scale of distances is honest only on images that no prototype comes from.
@@ -236,10 +142,10 @@ class Meliad(Detector):
         place_direction = np.zeros(len(places.projection), np.float32)
         reference_deviations = places.deviations(of_places[for_scale])
         # Where the reference is what the places were fitted on, as with one image, its deviations are rounding.
-        deviations = reference[..., _DEVIATION]
-        of_place[_DEVIATION] = self.place_weight * spread_ratio(distances, deviations, 1e-3 * DEVIATION_SCALE)
+        deviations = reference[..., DEVIATION]
+        of_place[DEVIATION] = self.place_weight * spread_ratio(distances, deviations, 1e-3 * DEVIATION_SCALE)
 
-        normality = Normality(normal_prototypes, reference, distances, depth - _PLACE_NUMBERS)
+        normality = Normality(normal_prototypes, reference, distances, depth - PLACE_NUMBERS)
         shots = _Cells(np.empty((0, *reference.shape[1:]), np.float32))
         if len(images.shots):
             patches, of_places = extract_features(
@@ -256,18 +162,14 @@ class Meliad(Detector):
             sites += [shots.site("shots", int(index)) for index in nearest_patch(labels.prototypes, shots.flat)]
             shot_evidence = nearest_distance(shots.embeddings, normal_prototypes) + shots.embeddings @ of_place
             shot_evidence += left_out_evidence(shots.embeddings, normality, **weights, seed=seed)
-            scales = _training_scales(reference, reference_deviations)
-            zero, unit = _zero_and_unit(evidence, top_cells)
-            trained = unit * train_direction(
-                _bags(reference, reference_deviations, scales, (evidence - zero) / unit),
-                _bags(shots.embeddings, places.deviations(of_places), scales, (shot_evidence - zero) / unit),
-                top_cells=top_cells,
-                steps=self.steps,
+            in_metric, place_direction = self._trained(
+                (reference, reference_deviations, evidence),
+                (shots.embeddings, places.deviations(of_places), shot_evidence),
+                top_cells,
             )
-            in_metric, place_direction = np.split(trained * scales, [depth - _PLACE_NUMBERS])
-            direction[:_DEVIATION] += in_metric
-            direction[_TRAINED] = 1.0 / DEVIATION_SCALE
-            evidence += reference[..., :_DEVIATION] @ in_metric + reference_deviations @ place_direction
+            direction[:DEVIATION] += in_metric
+            direction[TRAINED] = 1.0 / DEVIATION_SCALE
+            evidence += reference[..., :DEVIATION] @ in_metric + reference_deviations @ place_direction
 
         zero, unit = _zero_and_unit(evidence, top_cells)
         scoring = ScoringParameters(
@@ -293,11 +195,21 @@ class Meliad(Detector):
         network.place_scale.copy_(torch.from_numpy(place_scale))  # type: ignore[operator]
         network.prototypes.data = torch.from_numpy(prototypes)
         network.direction.data = torch.from_numpy((direction / unit).astype(np.float32))
-        _load_metric(network, whitening)
-        _load_places(network, places)
-        network.place_direction.data = DEVIATION_SCALE * torch.from_numpy(place_direction).unsqueeze(0)
+        load_metric(network, whitening)
+        load_places(network, places, place_direction)
         facts = {"normal_prototypes": len(normal_prototypes), "anomaly_prototypes": len(sites) - len(normal_prototypes)}
         return FittedDetector(network.eval(), tuple(sites), facts)
+
+    def _trained(self, normal: _Images, shots: _Images, top_cells: int) -> tuple[NDArray[np.float32], ...]:
+        """Directions of the metric and of deviations from places, in the unit of the evidence."""
+        scales = _training_scales(*normal[:2])
+        zero, unit = _zero_and_unit(normal[2], top_cells)
+        of_normal, of_shots = (
+            _bags(embeddings, deviations, scales, (evidence - zero) / unit)
+            for embeddings, deviations, evidence in (normal, shots)
+        )
+        trained = unit * train_direction(of_normal, of_shots, top_cells=top_cells, steps=self.steps)
+        return tuple(np.split(trained * scales, [normal[0].shape[-1] + DEVIATION]))
 
     def build(
         self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], description: dict[str, Any]
@@ -333,7 +245,7 @@ def _embed(patches: NDArray[np.float32], whitening: Whitening, typical_length: f
         length = torch.linalg.vector_norm(whitened, dim=-1, keepdim=True)
         image[..., :whitened_depth] = (whitened * length_damping(length, typical)).numpy()
         image[..., whitened_depth:] = 0.0
-    return _Cells(patches[..., : whitened_depth + _PLACE_NUMBERS])
+    return _Cells(patches[..., : whitened_depth + PLACE_NUMBERS])
 
 
 def _add_places(
@@ -341,7 +253,7 @@ def _add_places(
 ) -> None:
     """Scale embeddings as their places count, and put the deviation from what is normal there behind."""
     cells.embeddings[...] *= place_scale[..., None]
-    cells.embeddings[..., _DEVIATION] = DEVIATION_SCALE * places(of_places)
+    cells.embeddings[..., DEVIATION] = DEVIATION_SCALE * places(of_places)
 
 
 def _training_scales(embeddings: NDArray[np.float32], deviations: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -349,7 +261,7 @@ def _training_scales(embeddings: NDArray[np.float32], deviations: NDArray[np.flo
 
     Where the images are what the places were fitted on, as with one image, their deviations are rounding: 0.
     """
-    spreads = [(embeddings[..., :_DEVIATION], 1.0), (deviations, PLACE_SPREAD)]
+    spreads = [(embeddings[..., :DEVIATION], 1.0), (deviations, PLACE_SPREAD)]
     return np.concatenate(
         [
             np.full(numbers.shape[-1], wanted / spread if (spread := float(numbers.std())) > 1e-3 else 0.0, np.float32)
@@ -365,7 +277,7 @@ def _bags(
     evidence: NDArray[Any],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What a direction is trained on, [n, cells, ...], and evidence [n, cells], of images."""
-    numbers = np.concatenate([embeddings[..., :_DEVIATION], deviations], axis=-1)
+    numbers = np.concatenate([embeddings[..., :DEVIATION], deviations], axis=-1)
     numbers *= scales
     count = len(numbers)
     return numbers.reshape(count, -1, len(scales)), evidence.reshape(count, -1).astype(np.float32)
@@ -394,23 +306,3 @@ def _place_scale(learned: NDArray[np.float32], reference: NDArray[np.float32], s
     count, typical = len(distances), float(distances.mean())
     of_place = (count * distances.mean(axis=0) + PLACE_PRIOR * typical) / (count + PLACE_PRIOR)
     return np.asarray(np.clip(typical / np.maximum(of_place, 1e-12), *PLACE_BOUNDS), dtype=np.float32)
-
-
-def _load_metric(network: MeliadNetwork, whitening: Whitening) -> None:
-    """Split the whitening between the two feature levels; the constant goes to the fine one."""
-    fine = network.metric_fine.in_channels
-    matrix = torch.from_numpy(whitening.matrix)
-    network.metric_fine.weight.data = matrix[:, :fine, None, None].contiguous()
-    network.metric_coarse.weight.data = matrix[:, fine:, None, None].contiguous()
-    network.metric_fine.bias.data = torch.from_numpy(-(whitening.matrix @ whitening.mean))  # type: ignore[union-attr]
-
-
-def _load_places(network: MeliadNetwork, places: PlaceGaussians) -> None:
-    """Split the projection between the two feature levels."""
-    finer = network.place_finer.in_channels
-    projection = torch.from_numpy(places.projection)[:, :, None, None]
-    network.place_finer.weight.data = projection[:, :finer].expand(-1, -1, 2, 2) / 4.0
-    network.place_fine.weight.data = projection[:, finer:].contiguous()
-    network.place_mean.data = torch.from_numpy(places.mean).permute(2, 0, 1).contiguous()
-    network.place_main.data = torch.from_numpy(places.main)
-    network.place_precision.data = torch.from_numpy(places.precision)

@@ -11,7 +11,8 @@ from meliad_edge.errors import UsageError
 from meliad_edge.models import create_detector
 from meliad_edge.models.backbone import Backbone, load_backbone
 from meliad_edge.models.features import FeatureExtractor
-from meliad_edge.models.meliad import DEVIATION_SCALE, Meliad, _place_scale
+from meliad_edge.models.meliad import Meliad, _place_scale
+from meliad_edge.models.meliad_network import DEVIATION_SCALE
 from meliad_edge.models.network import FittedDetector, TrainingImages
 
 

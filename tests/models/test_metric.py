@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meliad_edge.models.meliad import LENGTH_DAMPING, length_damping
+from meliad_edge.models.meliad_network import LENGTH_DAMPING, length_damping
 from meliad_edge.models.prototypes import choose_prototypes, nearest_distance, nearest_patch
 from meliad_edge.models.whitening import fit_whitening
 
