@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +56,34 @@ class LabelTerms:
         return embeddings @ self.direction - np.float32(self.weight) * nearest_distance(embeddings, self.prototypes)
 
 
+@dataclass(frozen=True, slots=True)
+class ShotPatches:
+    """What label terms are fitted on.
+
+    Attributes:
+        deviating: The patches of each shot that are farthest from normality, float32 [m, count, D].
+        means: Mean patch of each shot, float32 [m, D].
+    """
+
+    deviating: NDArray[np.float32]
+    means: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, shots: NDArray[np.float32], normal_prototypes: NDArray[np.float32]) -> ShotPatches:
+        """Of embeddings [m, h, w, D], m may be 0."""
+        by_image = shots.reshape(len(shots), math.prod(shots.shape[1:3]), shots.shape[-1])
+        deviation = nearest_distance(by_image, normal_prototypes)
+        count = max(1, round(DEVIATING_SHARE * deviation.shape[1]))
+        rows = np.argsort(-deviation, axis=1, kind="stable")[:, :count]
+        return cls(np.take_along_axis(by_image, rows[..., None], axis=1), by_image.mean(axis=1))
+
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> ShotPatches:
+        """Those of some shots."""
+        return ShotPatches(self.deviating[chosen], self.means[chosen])
+
+
 def fit_label_terms(
-    shots: NDArray[np.float32], normality: Normality, *, anomaly_weight: float, direction_weight: float, seed: int
+    patches: ShotPatches, normality: Normality, *, anomaly_weight: float, direction_weight: float, seed: int
 ) -> LabelTerms:
     """Prototypes of the most deviating patches, and the direction from the mean normal patch to the mean of shots.
 
@@ -64,34 +91,41 @@ def fit_label_terms(
     the part and not its defect.
 
     Args:
-        shots: Embeddings, float32 [m, h, w, D], m may be 0.
+        patches: Of the shots, of which there may be none.
         normality: What is normal.
         anomaly_weight: Weight that the distance approaches with many shots, in normal distances.
         direction_weight: Weight that the direction approaches with many shots, in spreads of normal distances.
         seed: Of the prototypes.
     """
-    count, depth = len(shots), shots.shape[-1]
+    count, depth = patches.means.shape
     if not count:
         return LabelTerms(np.zeros((1, depth), np.float32), 0.0, np.zeros(depth, np.float32))
-    direction = shots.mean(axis=(0, 1, 2)) - normality.reference.mean(axis=(0, 1, 2))
+    direction = patches.means.mean(axis=0) - normality.reference.mean(axis=(0, 1, 2))
     direction[normality.whitened :] = 0.0
     direction *= spread_ratio(normality.distances, normality.reference @ direction)
     return LabelTerms(
-        prototypes=choose_prototypes(_most_deviating(shots, normality.prototypes), ANOMALY_PROTOTYPES, seed),
+        prototypes=choose_prototypes(patches.deviating.reshape(-1, depth), ANOMALY_PROTOTYPES, seed),
         weight=anomaly_weight * count / (count + 2),
         direction=direction * np.float32(direction_weight * (count - 1) / (count + 2)),
     )
 
 
 def left_out_evidence(
-    shots: NDArray[np.float32], normality: Normality, *, anomaly_weight: float, direction_weight: float, seed: int
+    shots: NDArray[np.float32],
+    patches: ShotPatches,
+    normality: Normality,
+    *,
+    anomaly_weight: float,
+    direction_weight: float,
+    seed: int,
 ) -> NDArray[np.float32]:
-    """Evidence of each shot by terms that were fitted without it, [m, h, w].
+    """Evidence of each shot by terms that were fitted without it, less their mean on normal patches, [m, h, w].
 
     A defect is near its own patches, which says nothing of the next one. Of a single shot it is 0.
 
     Args:
         shots: Embeddings, float32 [m, h, w, D], m at least 1.
+        patches: Of these shots.
         normality: What is normal.
         anomaly_weight: As for :func:`fit_label_terms`.
         direction_weight: As for :func:`fit_label_terms`.
@@ -101,13 +135,13 @@ def left_out_evidence(
     for fold in range(min(_FOLDS, len(shots))):
         left_out = np.arange(len(shots)) % _FOLDS == fold
         terms = fit_label_terms(
-            shots[~left_out],
+            patches[~left_out],
             normality,
             anomaly_weight=anomaly_weight,
             direction_weight=direction_weight,
             seed=seed,
         )
-        evidence[left_out] = terms(shots[left_out])
+        evidence[left_out] = terms(shots[left_out]) - terms(normality.reference).mean()
     return evidence
 
 
@@ -115,12 +149,3 @@ def spread_ratio(distances: NDArray[np.float32], term: NDArray[np.float32], leas
     """What gives a term of the evidence the spread of the distances; none where it has less than ``least`` itself."""
     spread = float(term.std())
     return float(distances.std()) / spread if spread > least else 0.0
-
-
-def _most_deviating(shots: NDArray[np.float32], normal_prototypes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The patches of each shot that are farthest from normality, [m * count, D]."""
-    by_image = shots.reshape(len(shots), -1, shots.shape[-1])
-    deviation = nearest_distance(by_image, normal_prototypes)
-    count = max(1, round(DEVIATING_SHARE * deviation.shape[1]))
-    rows = np.argsort(-deviation, axis=1, kind="stable")[:, :count]
-    return np.take_along_axis(by_image, rows[..., None], axis=1).reshape(-1, shots.shape[-1])

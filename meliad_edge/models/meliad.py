@@ -23,6 +23,7 @@ from meliad_edge.models.label_terms import (
     ANOMALY_WEIGHT,
     DIRECTION_WEIGHT,
     Normality,
+    ShotPatches,
     fit_label_terms,
     left_out_evidence,
     spread_ratio,
@@ -138,38 +139,42 @@ class Meliad(Detector):
         sites = [normal.site("normal", int(index)) for index in nearest_patch(normal_prototypes, normal.flat)]
 
         depth = reference.shape[-1]
-        of_place = np.zeros(depth, np.float32)
-        place_direction = np.zeros(len(places.projection), np.float32)
-        reference_deviations = places.deviations(of_places[for_scale])
+        place_term = np.zeros(depth, np.float32)
         # Where the reference is what the places were fitted on, as with one image, its deviations are rounding.
         deviations = reference[..., DEVIATION]
-        of_place[DEVIATION] = self.place_weight * spread_ratio(distances, deviations, 1e-3 * DEVIATION_SCALE)
+        place_term[DEVIATION] = self.place_weight * spread_ratio(distances, deviations, 1e-3 * DEVIATION_SCALE)
 
         normality = Normality(normal_prototypes, reference, distances, depth - PLACE_NUMBERS)
         shots = _Cells(np.empty((0, *reference.shape[1:]), np.float32))
         if len(images.shots):
-            patches, of_places = extract_features(
+            shot_patches, shots_of_places = extract_features(
                 features, images.shots, "features of defects", _metric_features, _place_features
             )
-            shots = _embed(patches, whitening, typical_length)
-            _add_places(shots, place_scale, places, of_places)
+            shots = _embed(shot_patches, whitening, typical_length)
+            _add_places(shots, place_scale, places, shots_of_places)
         weights = {"anomaly_weight": self.anomaly_weight, "direction_weight": self.direction_weight}
-        labels = fit_label_terms(shots.embeddings, normality, **weights, seed=seed)
-        direction = of_place + labels.direction
-        evidence = distances + reference @ of_place + labels(reference)
+        of_shots = ShotPatches.of(shots.embeddings, normal_prototypes)
+        labels = fit_label_terms(of_shots, normality, **weights, seed=seed)
+        of_labels = labels(reference)
+        direction = place_term + labels.direction
+        place_direction = np.zeros(len(places.projection), np.float32)
+        evidence = distances + reference @ place_term + of_labels
         top_cells = max(1, round(TOP_SHARE * distances[0].size))
         if len(images.shots):
             sites += [shots.site("shots", int(index)) for index in nearest_patch(labels.prototypes, shots.flat)]
-            shot_evidence = nearest_distance(shots.embeddings, normal_prototypes) + shots.embeddings @ of_place
-            shot_evidence += left_out_evidence(shots.embeddings, normality, **weights, seed=seed)
-            in_metric, place_direction = self._trained(
-                (reference, reference_deviations, evidence),
-                (shots.embeddings, places.deviations(of_places), shot_evidence),
+        if len(images.shots) and self.steps:
+            shot_evidence = nearest_distance(shots.embeddings, normal_prototypes) + shots.embeddings @ place_term
+            shot_evidence += left_out_evidence(shots.embeddings, of_shots, normality, **weights, seed=seed)
+            trained, gain = self._train(
+                (reference, places.deviations(of_places[for_scale]), evidence - of_labels.mean()),
+                (shots.embeddings, places.deviations(shots_of_places), shot_evidence),
                 top_cells,
             )
-            direction[:DEVIATION] += in_metric
+            in_metric, place_direction = np.split(trained, [depth - PLACE_NUMBERS])
+            direction[: depth - PLACE_NUMBERS] += in_metric
+            # The network scales the number that belongs to it, so that it does not count in distances.
             direction[TRAINED] = 1.0 / DEVIATION_SCALE
-            evidence += reference[..., :DEVIATION] @ in_metric + reference_deviations @ place_direction
+            evidence += gain
 
         zero, unit = _zero_and_unit(evidence, top_cells)
         scoring = ScoringParameters(
@@ -200,16 +205,30 @@ class Meliad(Detector):
         facts = {"normal_prototypes": len(normal_prototypes), "anomaly_prototypes": len(sites) - len(normal_prototypes)}
         return FittedDetector(network.eval(), tuple(sites), facts)
 
-    def _trained(self, normal: _Images, shots: _Images, top_cells: int) -> tuple[NDArray[np.float32], ...]:
-        """Directions of the metric and of deviations from places, in the unit of the evidence."""
+    def _train(
+        self, normal: _Images, shots: _Images, top_cells: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The trained direction, of the metric and of deviations from places, and what it brings to normal images.
+
+        The latter by directions trained without them, on the other half: the training lowers the evidence it sees.
+        """
         scales = _training_scales(*normal[:2])
         zero, unit = _zero_and_unit(normal[2], top_cells)
-        of_normal, of_shots = (
+        (cells, evidence), of_shots = (
             _bags(embeddings, deviations, scales, (evidence - zero) / unit)
             for embeddings, deviations, evidence in (normal, shots)
         )
-        trained = unit * train_direction(of_normal, of_shots, top_cells=top_cells, steps=self.steps)
-        return tuple(np.split(trained * scales, [normal[0].shape[-1] + DEVIATION]))
+
+        def train(start: int, step: int) -> NDArray[np.float32]:
+            part = cells[start::step], evidence[start::step]
+            return unit * train_direction(part, of_shots, top_cells=top_cells, steps=self.steps)
+
+        trained = train(0, 1)
+        gain = cells @ trained
+        if len(cells) > 1:
+            for half in (0, 1):
+                gain[half::2] = cells[half::2] @ train(1 - half, 2)
+        return trained * scales, gain.reshape(normal[2].shape)
 
     def build(
         self, backbone: Backbone, input_hw: tuple[int, int], state: dict[str, Tensor], description: dict[str, Any]
@@ -257,7 +276,7 @@ def _add_places(
 
 
 def _training_scales(embeddings: NDArray[np.float32], deviations: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Factors for what a direction is trained on: the metric's numbers get a spread of 1, those of places the other.
+    """Factors for what a direction is trained on: a spread of 1 for the metric's numbers, PLACE_SPREAD for places.
 
     Where the images are what the places were fitted on, as with one image, their deviations are rounding: 0.
     """

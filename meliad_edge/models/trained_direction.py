@@ -2,7 +2,7 @@
 
 Multiple-instance logistic regression: the score of an image, the mean of its top cells, is to tell labelled defects
 from normal images. A prior keeps the direction short, so that it corrects the evidence there is and does not replace
-it: the fewer the defects, the shorter.
+it: the fewer the images, the shorter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-# Weight of the squared length of the direction with one shot; it falls with their number.
+# Weight of the squared length of the direction with one image of a class; it falls with the number of the rarer one.
 PRIOR = 10.0
 LEARNING_RATE = 0.02
 
@@ -25,7 +25,9 @@ def train_direction(
     top_cells: int,
     steps: int,
 ) -> NDArray[np.float32]:
-    """The w that minimises :func:`image_loss` of evidence + z w, found by Adam on all images at once.
+    """A direction w for which :func:`image_loss` of evidence + z w is low and its own length small.
+
+    Found by Adam on all images at once, from 0; a given number of steps, not the minimum.
 
     Args:
         normal: Features z [n, cells, D] of normal images, with a spread of about 1, on which the prior and the rate
@@ -44,10 +46,11 @@ def train_direction(
     direction = torch.zeros(of_normal.shape[-1], requires_grad=True)
     bias = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.Adam([direction, bias], lr=LEARNING_RATE)
+    prior = PRIOR / min(len(of_normal), len(of_shots))
     for _ in range(steps):
         normal_scores = _top_mean(normal_evidence + of_normal @ direction, top_cells) + bias
         shot_scores = _top_mean(shot_evidence + of_shots @ direction, top_cells) + bias
-        loss = image_loss(normal_scores, shot_scores) + PRIOR / len(of_shots) * direction.square().sum()
+        loss = image_loss(normal_scores, shot_scores) + prior * direction.square().sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

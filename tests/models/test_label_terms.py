@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from meliad_edge.models.label_terms import Normality, fit_label_terms, left_out_evidence, spread_ratio
+from meliad_edge.models.label_terms import Normality, ShotPatches, fit_label_terms, left_out_evidence, spread_ratio
 
 DEPTH, WHITENED = 12, 9
 WEIGHTS: dict[str, Any] = {"anomaly_weight": 0.5, "direction_weight": 0.25, "seed": 0}
@@ -34,7 +34,7 @@ def shots(count: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize("count", [1, 4])
 def test_evidence_is_a_direction_less_a_distance(normality: Normality, count: int) -> None:
     given = shots(count)
-    terms = fit_label_terms(given, normality, **WEIGHTS)
+    terms = fit_label_terms(ShotPatches.of(given, normality.prototypes), normality, **WEIGHTS)
     # Two of 16 patches of each shot, the most deviating ones: too few for k-means to merge any.
     expected = []
     for image in given.reshape(count, 16, DEPTH):
@@ -51,7 +51,7 @@ def test_evidence_is_a_direction_less_a_distance(normality: Normality, count: in
 
 
 def test_no_shots_add_nothing(normality: Normality) -> None:
-    terms = fit_label_terms(shots(0), normality, **WEIGHTS)
+    terms = fit_label_terms(ShotPatches.of(shots(0), normality.prototypes), normality, **WEIGHTS)
     assert terms.prototypes.shape == (1, DEPTH)
     assert not terms(normality.reference).any()
 
@@ -59,17 +59,20 @@ def test_no_shots_add_nothing(normality: Normality) -> None:
 @pytest.mark.parametrize("count", [2, 5, 23])
 def test_no_shot_is_judged_by_its_own_patches(normality: Normality, count: int) -> None:
     given = shots(count)
-    left_out = left_out_evidence(given, normality, **WEIGHTS)
+    patches = ShotPatches.of(given, normality.prototypes)
+    left_out = left_out_evidence(given, patches, normality, **WEIGHTS)
     for index in range(count):
-        others = np.array([other for other in range(count) if other % 10 != index % 10])
-        terms = fit_label_terms(given[others], normality, **WEIGHTS)
-        assert np.array_equal(left_out[index], terms(given[index : index + 1])[0])
-    with_its_own = fit_label_terms(given, normality, **WEIGHTS)(given)
-    assert left_out.max() < with_its_own.max()
+        others = given[[other for other in range(count) if other % 10 != index % 10]]
+        terms = fit_label_terms(ShotPatches.of(others, normality.prototypes), normality, **WEIGHTS)
+        expected = terms(given[index : index + 1])[0] - terms(normality.reference).mean()
+        assert left_out[index] == pytest.approx(expected, abs=1e-5)
+    terms = fit_label_terms(patches, normality, **WEIGHTS)
+    assert left_out.max() < (terms(given) - terms(normality.reference).mean()).max()
 
 
 def test_of_one_shot_others_say_nothing(normality: Normality) -> None:
-    assert not left_out_evidence(shots(1), normality, **WEIGHTS).any()
+    given = shots(1)
+    assert not left_out_evidence(given, ShotPatches.of(given, normality.prototypes), normality, **WEIGHTS).any()
 
 
 def test_a_term_without_a_spread_has_no_ratio() -> None:

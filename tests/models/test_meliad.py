@@ -14,6 +14,7 @@ from meliad_edge.models.features import FeatureExtractor
 from meliad_edge.models.meliad import Meliad, _place_scale
 from meliad_edge.models.meliad_network import DEVIATION_SCALE
 from meliad_edge.models.network import FittedDetector, TrainingImages
+from meliad_edge.models.trained_direction import train_direction
 
 
 @pytest.fixture(scope="module")
@@ -173,20 +174,62 @@ def test_the_labels_count_for_more_the_more_there_are(backbone: Backbone) -> Non
     assert weights == pytest.approx([0.18 * 1 / 3, 0.18 * 4 / 6])
 
 
-@pytest.mark.parametrize("shots", [1, 4])
-def test_training_brings_a_direction_and_better_told_images(backbone: Backbone, shots: int) -> None:
-    images, features = TrainingImages(_plain(12, 1), _marked(shots, 2)), FeatureExtractor(backbone)
-    trained, untrained = (
-        create_detector("meliad", options).fit(images, features, seed=0).network for options in ({}, {"steps": 0})
-    )
-    # The difference of the means starts with the second shot, the training with the first.
-    assert bool(untrained.direction[:-8].any()) is (shots > 1)  # type: ignore[index]
+def _faint(count: int, seed: int) -> NDArray[np.uint8]:
+    """A mark that the distance to normality hardly tells."""
+    frames = _plain(count, seed).astype(np.int16)
+    frames[:, 20:40, 20:40] += 5
+    return frames.clip(0, 255).astype(np.uint8)
+
+
+def test_training_tells_faint_defects_better(backbone: Backbone) -> None:
+    images, features = TrainingImages(_plain(60, 1), _faint(10, 2)), FeatureExtractor(backbone)
+    gaps = []
+    for steps in (0, 100):
+        network = create_detector("meliad", {"steps": steps}).fit(images, features, seed=0).network
+        with torch.inference_mode():
+            normal, defective = network(torch.from_numpy(_plain(40, 3)))[0], network(torch.from_numpy(_faint(40, 4)))[0]
+        gaps.append(float((defective.mean() - normal.mean()) / normal.std()))
+    assert gaps[1] > 1.2 * gaps[0]
+
+
+@pytest.mark.parametrize("shots", [0, 4])
+def test_unseen_normals_lie_two_units_below_zero(backbone: Backbone, shots: int) -> None:
+    images = TrainingImages(_plain(100, 1), _faint(shots, 2))
+    network = create_detector("meliad", {"kappa": 0.0}).fit(images, FeatureExtractor(backbone), seed=0).network
     with torch.inference_mode():
-        gaps = []
-        for network in (trained, untrained):
-            normal, defective = network(torch.from_numpy(_plain(6, 3)))[0], network(torch.from_numpy(_marked(6, 4)))[0]
-            gaps.append(float((defective.mean() - normal.mean()) / normal.std()))
-    assert gaps[0] > gaps[1]
+        scores = network(torch.from_numpy(_plain(60, 3)))[0]
+    assert float(scores.mean()) == pytest.approx(-2.0, abs=0.7)
+    assert float(scores.std()) == pytest.approx(1.0, abs=0.4)
+
+
+def test_the_training_sees_spreads_and_shots_without_their_own_labels(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    def spy(normal: Any, of_shots: Any, **settings: Any) -> NDArray[np.float32]:
+        seen.append((normal, of_shots))
+        return train_direction(normal, of_shots, **settings)
+
+    monkeypatch.setattr("meliad_edge.models.meliad.train_direction", spy)
+    images, features = TrainingImages(_plain(60, 1), _faint(4, 2)), FeatureExtractor(backbone)
+    for left_out in (0.0, 5.0):
+
+        def evidence(shots: NDArray[np.float32], *_: Any, value: float = left_out, **__: Any) -> NDArray[np.float32]:
+            return np.full(shots.shape[:3], value, np.float32)
+
+        monkeypatch.setattr("meliad_edge.models.meliad.left_out_evidence", evidence)
+        create_detector("meliad").fit(images, features, seed=0)
+    assert len(seen) == 6  # on all of the reference, and on each half
+    (cells, of_normal), (_, without) = seen[0]
+    assert cells[..., :-64].std() == pytest.approx(1.0, rel=1e-3)
+    assert cells[..., -64:].std() == pytest.approx(2.0, rel=1e-3)
+    assert of_normal.max(axis=1).mean() == pytest.approx(-2.0, abs=0.5)
+    assert of_normal.max(axis=1).std() == pytest.approx(1.0, abs=0.1)
+    # The shots' own terms are those, in the unit of normal scores, and nothing else of the labels.
+    brought = seen[3][1][1] - without
+    assert brought.min() > 0
+    assert brought.max() == pytest.approx(brought.min(), rel=1e-3)
 
 
 @pytest.mark.parametrize(

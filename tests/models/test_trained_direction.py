@@ -64,7 +64,7 @@ def test_what_is_planted_in_some_cells_of_the_shots_is_found(seed: int) -> None:
     assert with_bias + prior < without - 0.01
 
 
-def test_fewer_shots_move_it_less() -> None:
+def test_fewer_images_move_it_less() -> None:
     rng = np.random.default_rng(0)
     normal, shots = bags(rng, 60), bags(rng, 10, rng.normal(0.0, 1.0, 24).astype(np.float32))
     lengths = [
@@ -72,6 +72,8 @@ def test_fewer_shots_move_it_less() -> None:
         for count in (1, 3, 10)
     ]
     assert lengths[0] < lengths[1] < lengths[2]
+    few_normals = train_direction((normal[0][:2], normal[1][:2]), shots, top_cells=TOP, steps=100)
+    assert np.linalg.norm(few_normals) < lengths[2]
 
 
 def test_shots_that_are_told_already_leave_it_short() -> None:
