@@ -20,8 +20,8 @@ pytestmark = pytest.mark.workshop
 SPECK = 2
 
 
-def write_speck_set(root: Path, size_hw: tuple[int, int], brighter: float, normals: int = 32) -> Path:
-    """Smooth shading and noise; defects are twenty specks of 2 x 2 pixels, brighter by so many grey levels."""
+def write_speck_set(root: Path, size_hw: tuple[int, int], normals: int = 32) -> Path:
+    """Smooth shading and noise; defects are twenty specks of 2 x 2 pixels, brighter by 60 grey levels."""
     rng = np.random.default_rng(0)
     height, width = size_hw
     for folder, count in (("train/good", normals), ("test/good", 8), ("test/specks", 10)):
@@ -31,14 +31,14 @@ def write_speck_set(root: Path, size_hw: tuple[int, int], brighter: float, norma
             grey = 120 + shading + rng.normal(0, 3, size_hw)
             if folder == "test/specks":
                 for y, x in rng.integers(0, (height - SPECK, width - SPECK), (20, 2)):
-                    grey[y : y + SPECK, x : x + SPECK] += brighter
+                    grey[y : y + SPECK, x : x + SPECK] += 60
             cv2.imwrite(str(root / folder / f"{index:02d}.png"), np.clip(grey, 0, 255).astype(np.uint8))
     return root
 
 
 @pytest.fixture(scope="module")
-def faint_specks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_speck_set(tmp_path_factory.mktemp("faint"), (768, 768), 20.0)
+def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_speck_set(tmp_path_factory.mktemp("large"), (768, 768))
 
 
 def choose(data: Path, **settings: Any) -> InputSize:
@@ -56,20 +56,29 @@ def choose(data: Path, **settings: Any) -> InputSize:
             "352 x 352 pixels, close to the images' aspect ratio; 2 times the usual area, which the images fill and "
             "--budget allows",
         ),
-        ({"shots": 0, "budget": 1.9}, (256, 256), "256 x 256 pixels, close to the images' aspect ratio"),
+        ({"budget": 1.9}, (256, 256), "256 x 256 pixels, close to the images' aspect ratio"),
         ({"image_size": 96}, (96, 96), "96 x 96 pixels, as set"),
     ],
 )
 def test_the_size_comes_from_images_and_budget(
-    faint_specks: Path, settings: dict[str, Any], size_hw: tuple[int, int], says: str
+    large_images: Path, settings: dict[str, Any], size_hw: tuple[int, int], says: str
 ) -> None:
-    chosen = choose(faint_specks, **settings)
+    chosen = choose(large_images, **settings)
     assert chosen.size_hw == size_hw
     assert str(chosen) == says
 
 
+def test_images_of_many_shapes_get_a_square(tmp_path: Path) -> None:
+    data = write_speck_set(tmp_path / "set", (480, 640), normals=24)
+    for index, path in enumerate(sorted((data / "train/good").iterdir())):
+        cv2.imwrite(str(path), np.zeros((480, 400 + 40 * index), np.uint8))
+    chosen = choose(data, shots=2)
+    assert chosen.size_hw == (352, 352)
+    assert chosen.reason.startswith("square, the images differ in aspect ratio; 2 times")
+
+
 def test_only_training_normals_that_can_be_read_count(tmp_path: Path) -> None:
-    data = write_speck_set(tmp_path / "set", (480, 640), 20.0, normals=8)
+    data = write_speck_set(tmp_path / "set", (480, 640), normals=8)
     split = few_shot_split(open_dataset(str(data)), shots=2, seed=0)
     for sample in (*split.calibration, *split.shots, *split.test, split.train_normal[0]):
         sample.path.write_bytes(b"unreadable")
@@ -77,7 +86,7 @@ def test_only_training_normals_that_can_be_read_count(tmp_path: Path) -> None:
 
 
 def test_rectangular_input_reaches_every_verb(tmp_path: Path, invoke: Callable[..., Any]) -> None:
-    data = write_speck_set(tmp_path / "set", (120, 160), 60.0, normals=8)
+    data = write_speck_set(tmp_path / "set", (120, 160), normals=8)
     run, model = tmp_path / "run", tmp_path / "specks.meliad"
     fitted = invoke("fit", data, "--shots", 2, "--out", run, "--json")
     assert fitted.code == 0, fitted.err
