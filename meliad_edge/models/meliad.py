@@ -97,7 +97,7 @@ class Meliad(Detector):
         anomaly_weight: Weight that the distance to anomaly prototypes approaches with many shots.
         direction_weight: Weight that the direction approaches with many shots, in spreads of normal distances.
         place_weight: Weight of the deviation from what is normal at a place, in spreads of normal distances.
-        steps: Of the training of the direction; with 0 it is the difference of the means only.
+        steps: Of the training of the direction; with 0 labels add only a distance and the difference of the means.
         kappa: How strongly uncertain cells are damped, in [0, 1).
     """
 
@@ -144,7 +144,8 @@ class Meliad(Detector):
         deviations = reference[..., DEVIATION]
         place_term[DEVIATION] = self.place_weight * spread_ratio(distances, deviations, 1e-3 * DEVIATION_SCALE)
 
-        normality = Normality(normal_prototypes, reference, distances, depth - PLACE_NUMBERS)
+        whitened = depth - PLACE_NUMBERS
+        normality = Normality(normal_prototypes, reference, distances, whitened)
         shots = _Cells(np.empty((0, *reference.shape[1:]), np.float32))
         if len(images.shots):
             shot_patches, shots_of_places = extract_features(
@@ -170,8 +171,8 @@ class Meliad(Detector):
                 (shots.embeddings, places.deviations(shots_of_places), shot_evidence),
                 top_cells,
             )
-            in_metric, place_direction = np.split(trained, [depth - PLACE_NUMBERS])
-            direction[: depth - PLACE_NUMBERS] += in_metric
+            in_metric, place_direction = np.split(trained, [whitened])
+            direction[:whitened] += in_metric
             # The network scales the number that belongs to it, so that it does not count in distances.
             direction[TRAINED] = 1.0 / DEVIATION_SCALE
             evidence += gain
@@ -208,9 +209,11 @@ class Meliad(Detector):
     def _train(
         self, normal: _Images, shots: _Images, top_cells: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The trained direction, of the metric and of deviations from places, and what it brings to normal images.
+        """Train the direction on normal images and shots, in the unit of their evidence.
 
-        The latter by directions trained without them, on the other half: the training lowers the evidence it sees.
+        Returns:
+            The direction, float32 [whitened numbers + directions of places], and the evidence [n, h, w] that it brings
+            the normal images: of each half by a direction trained on the other, for the training lowers what it sees.
         """
         scales = _training_scales(*normal[:2])
         zero, unit = _zero_and_unit(normal[2], top_cells)
